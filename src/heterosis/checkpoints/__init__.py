@@ -1,0 +1,21 @@
+"""Checkpoints in and out: folders of safetensors, their layout over depth, and what makes them one family."""
+
+from heterosis.checkpoints.family import Family, open_family
+from heterosis.checkpoints.layout import DEFAULT_GROUPS, Layout
+from heterosis.checkpoints.reader import Checkpoint, TensorSpec, content_digest, tensor_digest
+from heterosis.checkpoints.source import ModelRef, resolve
+from heterosis.checkpoints.writer import write_checkpoint
+
+__all__ = [
+    "DEFAULT_GROUPS",
+    "Checkpoint",
+    "Family",
+    "Layout",
+    "ModelRef",
+    "TensorSpec",
+    "content_digest",
+    "open_family",
+    "resolve",
+    "tensor_digest",
+    "write_checkpoint",
+]

@@ -1,0 +1,167 @@
+"""The command line: parse, call one function, print. Results go to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from heterosis import __version__
+from heterosis.errors import HeterosisError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="heterosis",
+    help="Search how to merge language models, and prove that what was found is better.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and the result.")]
+
+
+def main() -> None:
+    """Entry point. An error that a user can meet becomes one line and an exit code."""
+    try:
+        app()
+    except HeterosisError as error:
+        _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"heterosis {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Run a study, or go on with one that was interrupted."""
+    _quieten_libraries()
+    from heterosis.run import run as run_study
+    from heterosis.watch import Watcher
+
+    with Watcher(_errors(), quiet) as watcher:
+        result = run_study(study, watcher)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _print_result(result)
+
+
+@app.command()
+def check(study: StudyPath, as_json: Json = False) -> None:
+    """Check everything about a study that can be checked without scoring, and say what it will cost."""
+    _quieten_libraries()
+    from heterosis.check import check as check_study
+
+    facts = check_study(study)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", _plain(_words(value)))
+    _output().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files."""
+    from heterosis.config import Study
+
+    typer.echo(json.dumps(Study.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")],
+) -> None:
+    """Build one merge from a recipe, as a complete Hugging Face folder."""
+    _quieten_libraries()
+    from heterosis.builder import Builder, open_sources
+    from heterosis.errors import RecipeError
+    from heterosis.export import export
+    from heterosis.recipe import Recipe
+
+    if out.exists():
+        raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
+    wanted = Recipe.load(recipe)
+    digest = export(Builder(open_sources(wanted, recipe.resolve().parent)), wanted, out)
+    typer.echo(f"{out}  weights {digest}")
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from heterosis.watch import result_table
+
+    console = _output()
+    console.print(result_table(result))
+    spent = result["time"]
+    shares = ", ".join(f"{phase} {spent[phase]:.1f} s" for phase in ("merge", "swap", "score", "rest"))
+    console.print(
+        f"{spent['candidates']} candidates, {spent['items']} items in {spent['total']:.1f} s: {shares} "
+        f"({spent['rest_share']:.1%} outside merging, swapping and scoring)"
+    )
+    for name, found in result["heterosis"].items():
+        against = found["against"] if isinstance(found["against"], str) else "mean of the parents"
+        numbers = f"{found['estimate']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+        console.print(f"{name.replace('_', '-')}: {_plain(numbers)} against {against}, test split")
+    console.print(f"\n[bold]{_plain(result['verdict'])}[/bold]\n")
+    folder = Path(result["winner_folder"]).parent
+    for path, what in (
+        ("winner/", "the merged model, its card and its recipe"),
+        ("result.json", "every number above"),
+        ("record.db", "the search: optuna-dashboard sqlite:///" + str(folder / "record.db")),
+        ("lineage.db", "the lineage: mlflow ui --backend-store-uri sqlite:///" + str(folder / "lineage.db")),
+    ):
+        if (folder / path).exists():
+            console.print(f"  {folder / path}  {what}", soft_wrap=True, highlight=False)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_words(inner)}" for name, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text in which Rich sees no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _output() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _errors() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _quieten_libraries() -> None:
+    """Progress bars and chatter of the libraries would tear the live view; their warnings still come through."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")

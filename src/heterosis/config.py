@@ -1,0 +1,349 @@
+"""The study file: what a user writes, frozen and checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from heterosis.errors import StudyError
+
+METHOD_NAMES = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+RESERVED_OPTIONS = {"model", "worker_extension_cls", "enable_prefix_caching", "seed", "dtype"}
+
+
+class Config(BaseModel):
+    """Base of every part of a study file: frozen, unknown keys refused, no NaN or Inf."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Model(Config):
+    """A base or parent model."""
+
+    model: str
+    """Local folder (relative to the study file) or hub id `owner/name`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class Gene(Config):
+    """Range of one kind of gene."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    initial: float | None = None
+    """Where the search starts; the middle when left out."""
+    shared: bool = False
+    """One value for all parents."""
+    depth: Depth | None = None
+    """Depth profile of this gene alone; the space's when left out."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Gene:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}; to fix a gene write a number")
+        if self.initial is not None and not self.low <= self.initial <= self.high:
+            raise ValueError(f"initial {self.initial:g} must lie between low {self.low:g} and high {self.high:g}")
+        return self
+
+
+class Knots(Config):
+    """Values at evenly spaced layers, interpolated between them."""
+
+    knots: Annotated[int, Field(ge=2)]
+    """Number of knots."""
+
+
+class Blocks(Config):
+    """Equal stretches of layers with one value each."""
+
+    blocks: Annotated[int, Field(ge=1)]
+    """Number of stretches."""
+
+
+Depth = Literal["uniform", "per_layer"] | Knots | Blocks
+Gene.model_rebuild()
+
+
+class SpaceConfig(Config):
+    """What the search may vary: genes for each parent, depth position and tensor group."""
+
+    method: METHOD_NAMES = "dare_ties"
+    """How candidates are merged."""
+    depth: Depth = Knots(knots=4)
+    """Profile of genes over the layers: uniform, knots, blocks or per_layer."""
+    groups: dict[str, str | None] | None = None
+    """Partition of the tensors: name -> regular expression, or null for a named group (embeddings, head, attention,
+    mlp, norms, body). The first match decides. Left out: one group if depth is uniform, else embeddings, head, body."""
+    weight: Gene | float = Gene(low=0.0, high=1.5, initial=0.5)
+    """λ, the factor on a parent's task vector. A number fixes it."""
+    density: Gene | float = Gene(low=0.1, high=1.0, initial=0.7)
+    """d, the fraction of entries kept by magnitude (ties, dare_ties). A number fixes it."""
+    drop: Gene | float = Gene(low=0.0, high=0.9, initial=0.2)
+    """p, DARE's drop rate (dare_linear, dare_ties). A number fixes it."""
+    sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6
+    """First step size of CMA-ES, as a fraction of each gene's range."""
+    trim_scope: Literal["tensor", "model"] = "tensor"
+    """Take the kept fraction per tensor, or over a parent's whole task vector."""
+    divisor: Literal["count", "weight", "none"] = "count"
+    """What TIES divides the sum of agreeing updates by: their count, their |λ|, or nothing."""
+    rescale: Literal["inverse_keep", "none"] | float = "inverse_keep"
+    """Factor on what DARE leaves: 1/(1-p), none (DropOnly), or a number (DAREx)."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> SpaceConfig:
+        for name, low, high in (("density", 0.0, 1.0), ("drop", 0.0, 1.0)):
+            gene = getattr(self, name)
+            ends = (gene.low, gene.high) if isinstance(gene, Gene) else (gene, gene)
+            if ends[0] < low or ends[1] > high or (name == "drop" and ends[1] >= 1.0):
+                raise ValueError(f"{name} must lie in [0, 1] (drop below 1), not {ends[0]:g} to {ends[1]:g}")
+        return self
+
+
+class TaskConfig(Config):
+    """One benchmark."""
+
+    task: str
+    """Name of a built-in lm-eval task or group, or a task file of your own (.yaml, relative to the study file)."""
+    metric: str | None = None
+    """Metric to search on; the task's first when left out."""
+    filter: str | None = None
+    """lm-eval filter whose output is scored; the task's first when left out."""
+    direction: Literal["maximize", "minimize"] | None = None
+    """Overrides the direction that the task declares."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share in the objective."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Number of examples in the prompt; the task's own when left out."""
+    chat_template: bool = False
+    """Put prompts into the model's chat format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+
+class SplitsConfig(Config):
+    """How many of each task's items go into each split: a number of items, or a fraction below 1."""
+
+    search: Annotated[float, Field(gt=0)] = 0.4
+    """Items that drive the optimizer."""
+    selection: Annotated[float, Field(gt=0)] = 0.3
+    """Items on which the winner is chosen among the finalists."""
+    test: Annotated[float, Field(gt=0)] = 0.3
+    """Items opened once, at the end, for the claim."""
+
+
+class OptimizerConfig(Config):
+    """Who proposes candidates."""
+
+    name: Literal["cmaes", "tpe", "gp", "nsga2", "random"] = "cmaes"
+    """cmaes is pycma; the others are Optuna's samplers."""
+    population: Annotated[int, Field(ge=2)] | None = None
+    """Candidates in a generation; 4 + 3 ln(genes) when left out."""
+    sigma: Annotated[float, Field(gt=0, le=1)] | None = None
+    """First step size of CMA-ES as a fraction of each range; the space's when left out."""
+
+
+class BudgetConfig(Config):
+    """When to stop: whichever ends first."""
+
+    candidates: Annotated[int, Field(ge=1)] | None = None
+    """Proposed candidates, the baselines of generation 0 not counted."""
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Wall time of the search, over all runs of the study."""
+    items: Annotated[int, Field(ge=1)] | None = None
+    """Evaluated items on the search split, baselines included."""
+
+    @model_validator(mode="after")
+    def _some(self) -> BudgetConfig:
+        if self.candidates is None and self.hours is None and self.items is None:
+            raise ValueError("give at least one of candidates, hours, items")
+        return self
+
+
+class EngineConfig(Config):
+    """What answers the benchmark's questions."""
+
+    kind: Literal["vllm", "transformers"] = "vllm"
+    """vllm (started once, merges in place), or plain transformers."""
+    options: dict[str, Any] = {}
+    """Passed through to vllm.LLM (tensor_parallel_size, gpu_memory_utilization, max_model_len, …). The transformers
+    engine takes max_model_len and device."""
+
+    @field_validator("options")
+    @classmethod
+    def _safe(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("trust_remote_code"):
+            raise ValueError("trust_remote_code would run code from the model's folder; it is not supported")
+        if reserved := sorted(RESERVED_OPTIONS & set(options)):
+            raise ValueError(f"{reserved[0]} is set by the study itself; remove it")
+        return options
+
+
+class Study(Config):
+    """A study: which models to merge, what to search, how to score, when to stop."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the study and of its folder in `output`."""
+    base: Model
+    """The checkpoint that all parents were fine-tuned from."""
+    parents: Annotated[dict[str, Model], Field(min_length=1)]
+    """Name -> fine-tune of the base."""
+    method: METHOD_NAMES | None = None
+    """How candidates are merged; the space's when left out."""
+    space: SpaceConfig | str = "dare_ties_knots"
+    """The search space, inline, as a file (relative to the study file), or the name of one in `search_spaces/`."""
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    """Benchmarks to score candidates on."""
+    objective: Literal["mean", "normalized_mean", "worst"] = "mean"
+    """How task scores become one number, higher being better. mean: weighted mean of the scores (those to minimise
+    count negatively). normalized_mean: each score first placed between the worst (0) and best (1) parent. worst: the
+    lowest of the normalised scores."""
+    splits: SplitsConfig = SplitsConfig()
+    """Sizes of the search, selection and test splits."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Who proposes candidates."""
+    budget: BudgetConfig = BudgetConfig(candidates=100)
+    """When to stop."""
+    finalists: Annotated[int, Field(ge=1)] = 5
+    """How many of the best candidates are scored again on the selection split."""
+    engine: EngineConfig = EngineConfig()
+    """What answers the benchmark's questions."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Dtype of the merged weights; the base's when left out."""
+    record: str | None = None
+    """Optuna storage URL of the record; SQLite in the study's folder when left out."""
+    tracking: str | None = None
+    """MLflow tracking URI of the lineage; SQLite in the study's folder when left out. `none` turns lineage off."""
+    output: str = "runs"
+    """Folder in which the study's folder is made, relative to the working directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random: optimizer, masks, splits, bootstrap."""
+
+    @field_validator("parents")
+    @classmethod
+    def _named(cls, parents: dict[str, Model]) -> dict[str, Model]:
+        for name in parents:
+            if name in ("base", "all") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"{name!r} cannot name a parent: use letters, digits, - and _; not base, not all")
+        return parents
+
+    @property
+    def resolved_space(self) -> SpaceConfig:
+        """The space as an object, once `load_study` has read it."""
+        assert isinstance(self.space, SpaceConfig)
+        return self.space
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file with its space resolved. StudyError says what is wrong in one line."""
+    content = read_yaml(path)
+    study = _validate(Study, content, path)
+    space = study.space
+    if isinstance(space, str):
+        found = find_space(space, path.parent)
+        space = _validate(SpaceConfig, read_yaml(found), found)
+    if study.method is not None and study.method != space.method:
+        inline = content.get("space", {})
+        if not isinstance(inline, dict) or "method" in inline:
+            raise StudyError(
+                f"{path}: method is {study.method}, but the space is for {space.method}. Drop one of them."
+            )
+        space = space.model_copy(update={"method": study.method})
+    return study.model_copy(update={"space": space, "method": space.method})
+
+
+def find_space(name: str, relative_to: Path) -> Path:
+    """A space file beside the study, in the working directory, or among those that ship with the program."""
+    for candidate in (relative_to / name, Path(name), *(folder / f"{name}.yaml" for folder in space_folders())):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(path.stem for folder in space_folders() if folder.is_dir() for path in folder.glob("*.yaml"))
+    hint = difflib.get_close_matches(name, shipped, 1)
+    raise StudyError(f"space: no file {name}" + (f"; did you mean {hint[0]}?" if hint else f"; shipped: {shipped}"))
+
+
+def space_folders() -> tuple[Path, ...]:
+    """Where shipped spaces lie: in a checkout, or in an installation."""
+    return (
+        Path(__file__).resolve().parents[2] / "search_spaces",
+        Path(sys.prefix) / "share" / "heterosis" / "search_spaces",
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({error}).") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise StudyError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: must hold keys and values, not {type(content).__name__}. See `heterosis schema`.")
+    return content
+
+
+def _validate(kind: type[ConfigT], content: Mapping[str, Any], path: Path) -> ConfigT:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(f"{path}: {explain(error, kind)}") from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first fault of a validation in one line, with the nearest valid name for a key that is unknown."""
+    faults = error.errors(include_url=False)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    parts = [str(part) for part in first["loc"] if part not in _UNION_TAGS]
+    where = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(kind, parts[:-1])
+        near = difflib.get_close_matches(parts[-1], known, 1)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"{where}: unknown key; {advice}"
+    if first["type"] == "missing":
+        return f"{where}: missing. Add it; `heterosis schema` describes every key."
+    given = f" (given: {first['input']!r})" if isinstance(first.get("input"), str | int | float | bool) else ""
+    return f"{where or 'study'}: {first['msg'].removeprefix('Value error, ')}{given}"
+
+
+_UNION_TAGS = {"SpaceConfig", "Gene", "float", "int", "str", "Knots", "Blocks"}
+
+
+def _fields_at(kind: type[BaseModel], place: list[str]) -> list[str]:
+    current: type[BaseModel] | None = kind
+    for part in place:
+        if part.isdigit() or current is None:
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            continue  # the key of a mapping: its values share one type
+        current = next((model for model in _models_in(field.annotation)), None)
+    return sorted(current.model_fields) if current is not None else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -1,0 +1,63 @@
+"""Every error a user can meet.
+
+HeterosisError
+├── InputError            what the user gave cannot be used; nothing was started or written   exit code 2
+│   ├── StudyError        the study file or a search space
+│   ├── RecipeError       a recipe
+│   ├── CheckpointError   a model folder, or models that do not fit together
+│   └── TaskError         an lm-eval task, its data or its metric
+├── RecordError           the record of a study does not fit what is being run                exit code 2
+├── CandidateError        one candidate cannot be scored; the search goes on
+│   └── CanaryError       the live model is not the one that the recipe describes
+└── EngineError           the engine that answers requests failed                             exit code 3
+
+A message is one line: what is wrong, where, and what to do about it.
+"""
+
+
+class HeterosisError(Exception):
+    """Base of every error that this program raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(HeterosisError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class StudyError(InputError):
+    """The study file or a search space is wrong."""
+
+
+class RecipeError(InputError):
+    """A recipe is wrong."""
+
+
+class CheckpointError(InputError):
+    """A model folder cannot be read, or models do not fit together."""
+
+
+class TaskError(InputError):
+    """A task, its data or its metric cannot be used."""
+
+
+class RecordError(HeterosisError):
+    """The record of a study does not fit what is being run."""
+
+    exit_code = 2
+
+
+class CandidateError(HeterosisError):
+    """One candidate cannot be scored; the search goes on without it."""
+
+
+class CanaryError(CandidateError):
+    """The live model is not the one that the recipe describes."""
+
+
+class EngineError(HeterosisError):
+    """The engine that answers requests failed."""
+
+    exit_code = 3

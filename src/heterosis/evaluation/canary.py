@@ -1,0 +1,67 @@
+"""The canary: after every swap, does the live model say what the recipe's weights say?
+
+The engine answers a few probes; the same probes go through a plain transformers model that holds the merged tensors
+straight from the merge. Two implementations in low precision never agree to the last digit, so the comparison is of
+means, wide enough for rounding and far below what a stale cache, a stale head or a missing tensor does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heterosis.errors import CanaryError
+from heterosis.evaluation.engine import Continuation, Probe
+
+# Mean absolute difference in log-probability that rounding may cause: a constant part, and one that grows with the
+# size of the log-probabilities (bf16 keeps three digits).
+ABSOLUTE, RELATIVE = 0.05, 0.03
+# Largest model, in bytes of weights, that gets a second copy for the comparison.
+REFERENCE_BYTES = 1 << 30
+
+
+def pick_probes(requests: Sequence[Continuation], count: int = 6, length: int = 48) -> list[Probe]:
+    """Probes from a panel's own requests: short contexts, spread over the panel, with the targets asked for there."""
+    distinct = list({request.context[-length:]: request for request in requests}.values())
+    step = max(1, len(distinct) // count)
+    return [Probe(request.context[-length:], request.target[:1]) for request in distinct[::step][:count]]
+
+
+class Reference:
+    """A transformers model of the same architecture that answers probes from given weights."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder)
+        with torch.random.fork_rng(devices=[]):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        self.model.eval()
+        self.names = set(self.model.state_dict())
+
+    @torch.inference_mode()
+    def answer(self, weights: Mapping[str, Tensor], probes: Sequence[Probe]) -> list[list[float]]:
+        """Log-probabilities of every probe's targets, [probes][targets]."""
+        state = {name: tensor.to("cpu", torch.float32) for name, tensor in weights.items()}
+        answers = []
+        for probe in probes:
+            output: Any = torch.func.functional_call(self.model, state, (torch.tensor([probe.prompt]),))
+            logprobs = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
+            answers.append(logprobs[list(probe.targets)].tolist())
+        return answers
+
+
+def compare(live: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
+    """Raise CanaryError when the live model's log-probabilities are not those of the recipe's weights."""
+    pairs = [(a, b) for some, others in zip(live, expected, strict=True) for a, b in zip(some, others, strict=True)]
+    difference = sum(abs(a - b) for a, b in pairs) / len(pairs)
+    allowed = ABSOLUTE + RELATIVE * sum(abs(b) for _, b in pairs) / len(pairs)
+    if not difference <= allowed:  # NaN must fail too
+        raise CanaryError(
+            f"canary: the engine's log-probabilities differ from the recipe's by {difference:.3f} on average over "
+            f"{len(pairs)} probes (allowed: {allowed:.3f}). The swap did not take; the candidate is not scored."
+        )

@@ -1,0 +1,94 @@
+"""What an engine is: it holds a live model, turns into whatever a recipe describes, and answers requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from heterosis.recipe import Recipe
+
+Tokens = tuple[int, ...]
+
+
+class Continuation(NamedTuple):
+    """How likely is `target` after `context`? Both as token ids, neither empty."""
+
+    context: Tokens
+    target: Tokens
+
+
+class Likelihood(NamedTuple):
+    """Answer to a Continuation."""
+
+    logprob: float
+    """Natural logarithm of the probability of the whole target."""
+    greedy: bool
+    """Whether greedy decoding would have produced the target."""
+
+
+class Generation(NamedTuple):
+    """Continue `prompt` until a stop string or `max_tokens`."""
+
+    prompt: Tokens
+    max_tokens: int
+    stop: tuple[str, ...]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Applied(NamedTuple):
+    """What an engine says of the recipe that it has just become."""
+
+    weights_digest: str
+    """Content digest of the merged weights, as `Checkpoint.digest` of an export of the same recipe."""
+    merge_seconds: float
+    """Time spent merging; the rest of `apply` is swapping and proving."""
+
+
+class Engine(Protocol):
+    """A live model. `apply` checks itself: it raises CanaryError rather than leave a wrong model answering."""
+
+    max_length: int
+    """Longest sequence in tokens, prompt and answer together."""
+
+    def apply(self, recipe: Recipe) -> Applied:
+        """Become the merge that the recipe describes."""
+        ...
+
+    def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        """Log-likelihoods, in the order of the requests."""
+        ...
+
+    def generate(self, requests: Sequence[Generation]) -> list[str]:
+        """Generated texts, in the order of the requests."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name, versions and settings, for the record."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and its processes."""
+        ...
+
+
+class Sources(NamedTuple):
+    """Local folders of a family: all that an engine needs to merge on its own."""
+
+    base: Path
+    parents: dict[str, Path]
+
+
+class Probe(NamedTuple):
+    """A canary's question: log-probabilities of `targets` as the token after `prompt`."""
+
+    prompt: Tokens
+    targets: Tokens
+
+
+def context_length(config: dict[str, Any], wanted: int | None) -> int:
+    """Longest sequence a model takes, or the shorter one that the user wants."""
+    own = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len") or 2048
+    return min(int(own), wanted) if wanted else int(own)

@@ -1,0 +1,302 @@
+"""lm-eval tasks: their items and prompts, built once, and their own filters and metrics, item by item."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from heterosis.errors import TaskError
+from heterosis.evaluation.engine import Continuation, Generation, Likelihood
+from heterosis.evaluation.tokens import Request, RollingWindows, Tokenizer
+
+FEWSHOT_SEED = 1234  # lm-eval's own default, so prompts equal those of its command line
+
+
+class Outcome(NamedTuple):
+    """One item's score: the task's score is the weighted mean of the values, for some metrics its exponential."""
+
+    value: float
+    weight: float = 1.0
+
+
+class Item(NamedTuple):
+    """One benchmark item with all that an engine is asked for it."""
+
+    doc_id: int
+    key: str
+    """SHA-256 of task and document: what decides the item's split, and what makes two items duplicates."""
+    prompt_hash: str
+    """SHA-256 of every token that is asked."""
+    requests: tuple[Request, ...]
+
+
+Answer = Likelihood | str | float
+
+
+class TaskChoice(NamedTuple):
+    """What a study says of one task."""
+
+    task: str
+    metric: str | None = None
+    filter: str | None = None
+    direction: str | None = None
+    num_fewshot: int | None = None
+    chat_template: bool = False
+
+
+class PanelTask:
+    """One lm-eval task with one metric, ready to be answered any number of times."""
+
+    def __init__(self, name: str, task: Any, choice: TaskChoice, tokenizer: Tokenizer) -> None:
+        self.name = name
+        self.spec = choice.task
+        self._task = task
+        self.metric = choice.metric or next(iter(task.aggregation()))
+        if self.metric not in task.aggregation():
+            known = ", ".join(task.aggregation())
+            raise TaskError(f"{name}: no metric {self.metric!r}; this task has {known}. Set metric: to one of them.")
+        self._filters = _filters(task)
+        self.filter = choice.filter or next(iter(self._filters))
+        if self.filter not in self._filters:
+            raise TaskError(f"{name}: no filter {self.filter!r}; this task has {', '.join(self._filters)}.")
+        self.higher_is_better = _direction(task, self.metric, choice.direction)
+        self.kind = _aggregation_kind(name, task, self.metric)
+        self._docs: dict[int, Any] = {}
+        self._instances: dict[int, list[Any]] = {}
+        self.items = self._build_items(choice, tokenizer)
+
+    def _build_items(self, choice: TaskChoice, tokenizer: Tokenizer) -> list[Item]:
+        task = self._task
+        if choice.num_fewshot is not None:
+            task.set_config("num_fewshot", choice.num_fewshot)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        with _silence(), _task_errors(self.name):
+            task.build_all_requests(
+                apply_chat_template=choice.chat_template,
+                chat_template=tokenizer.apply_chat_template if choice.chat_template else None,
+                tokenizer_name=tokenizer.tokenizer_name,
+            )
+        for instance in task.instances:
+            self._docs[instance.doc_id] = instance.doc
+            self._instances.setdefault(instance.doc_id, []).append(instance)
+        requests = tokenizer.requests(task.instances)
+        by_doc: dict[int, list[Request]] = {}
+        for instance, request in zip(task.instances, requests, strict=True):
+            by_doc.setdefault(instance.doc_id, []).append(request)
+        return [
+            Item(doc_id, _sha256([self.name, self._docs[doc_id]]), _sha256(asked), tuple(asked))
+            for doc_id, asked in by_doc.items()
+        ]
+
+    def outcomes(self, items: Sequence[Item], answers: Sequence[Sequence[Answer]]) -> list[Outcome]:
+        """Score items by the task's own filter and metric. `answers[i][j]` answers `items[i].requests[j]`."""
+        groups = [self._instances[item.doc_id] for item in items]
+        for instances, given in zip(groups, answers, strict=True):
+            for instance, answer in zip(instances, given, strict=True):
+                plain = tuple(answer) if isinstance(answer, Likelihood) else answer
+                instance.resps = [plain] * max(1, instance.repeats or 1)
+                instance.filtered_resps = {}
+        with _task_errors(self.name):
+            self._filters[self.filter].apply([instance for instances in groups for instance in instances])
+            return [self._outcome(item, group) for item, group in zip(items, groups, strict=True)]
+
+    def _outcome(self, item: Item, instances: Sequence[Any]) -> Outcome:
+        filtered = [instance.filtered_resps[self.filter] for instance in instances]
+        results = self._task.process_results(self._docs[item.doc_id], filtered)
+        if self.metric not in results:
+            raise TaskError(f"{self.name}: scoring gave {', '.join(results)} but no {self.metric}. Set another metric.")
+        return _as_outcome(self.kind, results[self.metric])
+
+    def score(self, mean: float | npt.NDArray[np.float64]) -> Any:
+        """From the weighted mean of outcomes to the number that lm-eval reports; arrays element by element."""
+        return np.exp(mean) if self.kind in ("perplexity", "weighted_perplexity") else mean
+
+
+def load_tasks(choices: Sequence[TaskChoice], tokenizer: Tokenizer, relative_to: Path) -> list[PanelTask]:
+    """Load and build the tasks of a study. A group of lm-eval's becomes its member tasks."""
+    tasks = []
+    for choice in choices:
+        for name, task in _load(choice.task, relative_to):
+            tasks.append(PanelTask(name, task, choice, tokenizer))
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise TaskError(f"tasks: {twice} is given twice. Drop one, or combine metrics in one task file.")
+    return tasks
+
+
+def _load(spec: str, relative_to: Path) -> list[tuple[str, Any]]:
+    if spec.endswith((".yaml", ".yml")):
+        from lm_eval.api.task import ConfigurableTask
+
+        path = next((p for p in (relative_to / spec, Path(spec)) if p.is_file()), None)
+        if path is None:
+            raise TaskError(f"{spec}: no such task file. Give a path relative to the study file.")
+        config = read_task_file(path)
+        with _silence(), _task_errors(spec):
+            return [(str(config["task"]), ConfigurableTask(config=config))]
+    with _silence():
+        manager = _builtin_tasks()
+        if spec not in manager.all_tasks:
+            import difflib
+
+            near = difflib.get_close_matches(spec, manager.all_tasks, 3)
+            hint = f"; near: {', '.join(near)}" if near else ""
+            raise TaskError(f"{spec}: lm-eval has no such task{hint}. For a task of your own give its .yaml file.")
+        with _task_errors(spec):
+            return sorted(manager.load(spec)["tasks"].items())
+
+
+@cache
+def _builtin_tasks() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Plain data only: lm-eval's `!function` runs code beside the file, which a data file must not do."""
+
+
+def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    raise TaskError(
+        f"{loader.name}: !function {node.value} runs code. Only lm-eval's own tasks may; "
+        "express it with lm-eval's filters and metrics."
+    )
+
+
+_TaskLoader.add_constructor("!function", _refuse_function)
+
+
+def read_task_file(path: Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A user's task file as plain data, with `include` resolved and data files made absolute."""
+    path = path.resolve()
+    if path in _including:
+        raise TaskError(f"{path}: includes itself. Break the circle.")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            config = yaml.load(stream, Loader=_TaskLoader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise TaskError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
+    if not isinstance(config, dict):
+        raise TaskError(f"{path}: a task file must hold keys and values, as lm-eval's task guide says.")
+    merged: dict[str, Any] = {}
+    includes = config.pop("include", [])
+    for included in includes if isinstance(includes, list) else [includes]:
+        merged |= read_task_file(path.parent / str(included), (*_including, path))
+    merged |= config
+    if not _including and not isinstance(merged.get("task"), str):
+        raise TaskError(f"{path}: no task name. Add `task: NAME`.")
+    arguments = merged.get("dataset_kwargs")
+    if isinstance(arguments, dict) and "data_files" in arguments:
+        merged["dataset_kwargs"] = arguments | {"data_files": _absolute(arguments["data_files"], path)}
+    return merged
+
+
+def _absolute(files: Any, task_file: Path) -> Any:
+    if isinstance(files, dict):
+        return {split: _absolute(value, task_file) for split, value in files.items()}
+    if isinstance(files, list):
+        return [_absolute(value, task_file) for value in files]
+    if "://" in str(files):
+        return files
+    found = task_file.parent / str(files)
+    if not found.is_file():
+        raise TaskError(f"{task_file}: data file {files} is not in {task_file.parent}.")
+    return str(found)
+
+
+def _filters(task: Any) -> dict[str, Any]:
+    from lm_eval.filters import build_filter_ensemble
+
+    configured = getattr(task.config, "filter_list", None)
+    if not configured:
+        return {"none": build_filter_ensemble("none", [["take_first", None]])}
+    return {
+        entry["name"]: build_filter_ensemble(
+            entry["name"],
+            [[step["function"], {k: v for k, v in step.items() if k != "function"}] for step in entry["filter"]],
+        )
+        for entry in configured
+    }
+
+
+def _direction(task: Any, metric: str, wanted: str | None) -> bool:
+    if wanted is not None:
+        return wanted == "maximize"
+    return bool(task.higher_is_better().get(metric, True))
+
+
+def _aggregation_kind(name: str, task: Any, metric: str) -> str:
+    from lm_eval.api.registry import get_aggregation
+
+    aggregation = task.aggregation()[metric]
+    for kind in ("mean", "nanmean", "perplexity", "weighted_perplexity", "bits_per_byte"):
+        if aggregation is get_aggregation(kind):
+            return kind
+    raise TaskError(
+        f"{name}: metric {metric} is aggregated by {getattr(aggregation, '__name__', aggregation)}, which is not a "
+        "mean over items, so it has no score per item. Choose a metric that is (acc, exact_match, bits_per_byte, …)."
+    )
+
+
+def _as_outcome(kind: str, value: Any) -> Outcome:
+    if kind == "perplexity":
+        return Outcome(-float(value))
+    if kind in ("weighted_perplexity", "bits_per_byte"):
+        logprob, weight = value
+        unit = math.log(2) if kind == "bits_per_byte" else 1.0
+        return Outcome(-float(logprob) / weight / unit, float(weight))
+    return Outcome(float(value))
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """lm-eval and datasets draw progress bars and warn of their own deprecations while they load."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _task_errors(name: str) -> Iterator[None]:
+    """Whatever a task's own templates, data or metrics raise is a fault of the task, said in one line."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise TaskError(f"{name}: lm-eval cannot use this task ({type(error).__name__}: {reason}).") from error
+
+
+def request_counts(items: Sequence[Item]) -> Mapping[str, int]:
+    """How many requests of each kind, and how many tokens in all."""
+    counts = {"likelihoods": 0, "generations": 0, "tokens": 0}
+    for request in (request for item in items for request in item.requests):
+        if isinstance(request, Generation):
+            counts["generations"] += 1
+            counts["tokens"] += len(request.prompt) + request.max_tokens
+            continue
+        windows = request.windows if isinstance(request, RollingWindows) else (request,)
+        counts["likelihoods"] += len(windows)
+        counts["tokens"] += sum(len(window.context) + len(window.target) for window in windows)
+    return counts
+
+
+__all__ = ["Answer", "Continuation", "Item", "Outcome", "PanelTask", "TaskChoice", "load_tasks", "request_counts"]

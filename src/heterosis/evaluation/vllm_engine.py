@@ -1,0 +1,222 @@
+"""The vLLM engine: started once per study, told recipes instead of weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heterosis.errors import CanaryError, CandidateError, EngineError
+from heterosis.evaluation.canary import REFERENCE_BYTES, compare
+from heterosis.evaluation.engine import (
+    Applied,
+    Continuation,
+    Generation,
+    Likelihood,
+    Probe,
+    Sources,
+    Tokens,
+    context_length,
+)
+from heterosis.recipe import Recipe
+
+WORKER = "heterosis.evaluation.vllm_worker.MergeWorker"
+# A target up to this long is scored as a chain of one-token requests that share their context through the prefix
+# cache; a longer one by prompt log-probabilities, which recompute the context and rank the whole vocabulary.
+CHAIN_LENGTH = 8
+MAX_LOGPROBS = 64
+CPU_KV_CACHE_BYTES = 1 << 30
+
+
+class VllmEngine:
+    """vLLM behind the Engine protocol."""
+
+    def __init__(
+        self, sources: Sources, dtype: str, probes: Sequence[Probe], options: Mapping[str, Any], seed: int = 0
+    ) -> None:
+        config = json.loads((sources.base / "config.json").read_text(encoding="utf-8"))
+        self.max_length = context_length(config, options.get("max_model_len"))
+        self._probes = list(probes)
+        self._options = _engine_options(config, options, dtype, self.max_length, seed)
+        self._llm = _start(sources.base, self._options)
+        weights = sum(path.stat().st_size for path in sources.base.glob("*.safetensors"))
+        parents = {name: str(folder) for name, folder in sources.parents.items()}
+        questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
+        self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES)
+
+    def apply(self, recipe: Recipe) -> Applied:
+        """Merge inside the workers, forget all cached prefixes, and prove the result on the probes."""
+        answers = self._rpc("heterosis_apply", recipe.model_dump_json())
+        for answer in answers:
+            if "error" in answer:
+                raise CandidateError(answer["error"])
+        if len({answer["digest"] for answer in answers}) != 1:
+            raise CanaryError(
+                "canary: the workers of one engine merged different weights; the candidate is not scored."
+            )
+        if not self._llm.reset_prefix_cache():
+            raise CanaryError("canary: the prefix cache could not be cleared; the candidate is not scored.")
+        live = self._probe()
+        first = answers[0]
+        if first["expected"] is not None:
+            compare(live, first["expected"])
+        return Applied(first["digest"], first["merge_seconds"])
+
+    def _probe(self) -> list[list[float]]:
+        wanted = {probe.prompt: set(probe.targets) for probe in self._probes}
+        outputs = self._next_tokens(wanted)
+        if any(output.num_cached_tokens for output in outputs.values()):
+            raise CanaryError("canary: a probe was answered from cached prefixes of earlier weights.")
+        return [
+            [outputs[probe.prompt].outputs[0].logprobs[0][target].logprob for target in probe.targets]
+            for probe in self._probes
+        ]
+
+    def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        """Short targets by chains of next-token requests, long ones by prompt log-probabilities."""
+        chained = [request for request in requests if len(request.target) <= CHAIN_LENGTH]
+        found = dict(zip(chained, self._chains(chained), strict=True))
+        long = list(dict.fromkeys(request for request in requests if len(request.target) > CHAIN_LENGTH))
+        found.update(zip(long, self._prompt_logprobs(long), strict=True))
+        return [found[request] for request in requests]
+
+    def _chains(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        """log p(target) = Σ_j log p(target[j] | context + target[:j]), with every prefix asked once."""
+        wanted: dict[Tokens, set[int]] = {}
+        for context, target in requests:
+            for j, token in enumerate(target):
+                wanted.setdefault(context + target[:j], set()).add(token)
+        outputs = self._next_tokens(wanted)
+        likelihoods = []
+        for context, target in requests:
+            logprob, greedy = 0.0, True
+            for j, token in enumerate(target):
+                step = outputs[context + target[:j]].outputs[0]
+                logprob += step.logprobs[0][token].logprob
+                greedy &= step.token_ids[0] == token
+            likelihoods.append(Likelihood(logprob, greedy))
+        return likelihoods
+
+    def _next_tokens(self, wanted: Mapping[Tokens, set[int]]) -> dict[Tokens, Any]:
+        from vllm import SamplingParams
+
+        prompts = list(wanted)
+        parameters = [
+            SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=sorted(wanted[prompt]))
+            for prompt in prompts
+        ]
+        return dict(zip(prompts, self._generate(prompts, parameters), strict=True))
+
+    def _prompt_logprobs(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=1)
+        prompts = [request.context + request.target for request in requests]
+        likelihoods = []
+        for request, output in zip(requests, self._generate(prompts, [parameters] * len(prompts)), strict=True):
+            logprob, greedy = 0.0, True
+            tail = output.prompt_logprobs[len(request.context) :]
+            for token, candidates in zip(request.target, tail, strict=True):
+                logprob += candidates[token].logprob
+                greedy &= candidates[token].logprob >= max(other.logprob for other in candidates.values())
+            likelihoods.append(Likelihood(logprob, greedy))
+        return likelihoods
+
+    def generate(self, requests: Sequence[Generation]) -> list[str]:
+        """Generated texts, without the stop string."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                max_tokens=request.max_tokens,
+                stop=list(request.stop),
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed if request.temperature > 0.0 else None,
+            )
+            for request in requests
+        ]
+        outputs = self._generate([request.prompt for request in requests], parameters)
+        return [output.outputs[0].text for output in outputs]
+
+    def _generate(self, prompts: Sequence[Tokens], parameters: Sequence[Any]) -> list[Any]:
+        from vllm.inputs import TokensPrompt
+
+        if not prompts:
+            return []
+        try:
+            outputs: list[Any] = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts], list(parameters), use_tqdm=False
+            )
+        except Exception as error:  # vLLM wraps a dead worker in several types
+            raise EngineError(
+                f"vLLM failed while answering: {_first_line(error)}. Run the same command again."
+            ) from error
+        return outputs
+
+    def _rpc(self, method: str, *arguments: Any) -> list[Any]:
+        try:
+            answers: list[Any] = self._llm.collective_rpc(method, args=arguments)
+        except Exception as error:  # the worker's own exception arrives as text
+            raise EngineError(f"vLLM failed in {method}: {_first_line(error)}. Run the same command again.") from error
+        return answers
+
+    def describe(self) -> dict[str, Any]:
+        """Name, version and settings."""
+        import vllm
+
+        return {"engine": "vllm", "version": vllm.__version__, "options": self._options}
+
+    def close(self) -> None:
+        """Stop vLLM and its processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _engine_options(
+    config: Mapping[str, Any], options: Mapping[str, Any], dtype: str, max_length: int, seed: int
+) -> dict[str, Any]:
+    """The user's options over ours. On a CPU, settings that suit a search: no compilation, a small KV cache."""
+    from vllm.platforms import current_platform
+
+    ours: dict[str, Any] = {
+        "dtype": dtype,
+        "seed": seed,
+        "max_model_len": max_length,
+        "max_logprobs": MAX_LOGPROBS,
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        _check_head_size(config)
+        ours |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+    return ours | dict(options)
+
+
+def _check_head_size(config: Mapping[str, Any]) -> None:
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    size = config.get("head_dim") or (hidden // heads if heads and hidden else 16)
+    if size % 16:
+        raise EngineError(
+            f"vLLM on a CPU needs attention heads of a multiple of 16; this model's are {size}. "
+            "Set engine.kind: transformers."
+        )
+
+
+def _start(base: Path, options: Mapping[str, Any]) -> Any:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+
+    try:
+        return LLM(model=str(base), worker_extension_cls=WORKER, enable_prefix_caching=True, **options)
+    except Exception as error:  # start-up fails in as many ways as there are machines
+        raise EngineError(
+            f"vLLM did not start: {_first_line(error)}. See engine.options, or set another kind."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

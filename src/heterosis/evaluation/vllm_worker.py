@@ -1,0 +1,140 @@
+"""The half of the vLLM engine that lives inside each vLLM worker: it opens the parents once and merges in place.
+
+vLLM mixes `MergeWorker` into its own worker class, so every name here starts with `heterosis_` and all state hangs on
+one attribute. Under tensor parallelism each worker merges whole tensors and vLLM's own loaders take their shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heterosis.builder import Builder
+from heterosis.checkpoints import Family, content_digest, open_family, tensor_digest
+from heterosis.errors import CandidateError
+from heterosis.evaluation.canary import Reference
+from heterosis.evaluation.engine import Probe
+from heterosis.recipe import Recipe
+
+
+class MergeWorker:
+    """Worker extension: `collective_rpc("heterosis_open", …)` once, then `heterosis_apply` per candidate."""
+
+    device: torch.device
+    model_runner: Any
+
+    def heterosis_open(self, base: str, parents: dict[str, str], probes: list[Any], reference: bool) -> None:
+        """Open the family. `reference`: also answer the probes from the merged tensors, for the canary."""
+        family = open_family(Path(base), {name: Path(folder) for name, folder in parents.items()})
+        device = _resident_device(self.device, family)
+        self.heterosis_state = WorkerState(
+            Builder(family, device),
+            [Probe(tuple(prompt), tuple(targets)) for prompt, targets in probes],
+            Reference(Path(base)) if reference else None,
+        )
+
+    def heterosis_apply(self, recipe_json: str) -> dict[str, Any]:
+        """Merge into the live model. Returns digest, timings and the probes' reference answers, or an `error`."""
+        state: WorkerState = self.heterosis_state
+        stream = Observed(state.builder, Recipe.model_validate_json(recipe_json), keep=state.reference is not None)
+        try:
+            _swap(self.model_runner, stream)
+            digest = stream.digest()
+        except CandidateError as error:
+            return {"error": str(error)}
+        expected = state.reference.answer(stream.kept, state.probes) if state.reference is not None else None
+        return {"digest": digest, "expected": expected, "merge_seconds": stream.seconds}
+
+
+class WorkerState:
+    """What a worker keeps between candidates."""
+
+    def __init__(self, builder: Builder, probes: list[Probe], reference: Reference | None) -> None:
+        self.builder = builder
+        self.probes = probes
+        self.reference = reference
+
+
+class Observed:
+    """A recipe's tensors on their way into the engine: timed, digested, and checked to be finite."""
+
+    def __init__(self, builder: Builder, recipe: Recipe, keep: bool) -> None:
+        self.specs = builder.specs(recipe)
+        self.seconds = 0.0
+        self.kept: dict[str, Tensor] = {}
+        self._keep = keep
+        self._tensors = builder.tensors(recipe)
+        self._digests: dict[str, Future[tuple[str, bool]]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=2)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        while True:
+            started = time.perf_counter()
+            pair = next(self._tensors, None)
+            self.seconds += time.perf_counter() - started
+            if pair is None:
+                return
+            name, tensor = pair
+            self._digests[name] = self._pool.submit(_digest_and_finite, tensor)
+            if self._keep:
+                self.kept[name] = tensor
+            yield pair
+
+    def digest(self) -> str:
+        """Content digest of all that went by. CandidateError if a tensor is missing or not finite."""
+        self._pool.shutdown(wait=True)
+        missing = sorted(set(self.specs) - set(self._digests))
+        if missing:
+            raise CandidateError(f"{missing[0]} was never taken by the engine ({len(missing)} tensors missing).")
+        results = {name: future.result() for name, future in self._digests.items()}
+        broken = sorted(name for name, (_, finite) in results.items() if not finite)
+        if broken:
+            raise CandidateError(f"{broken[0]} holds NaN or Inf after merging ({len(broken)} tensors in all).")
+        return content_digest(self.specs, {name: digest for name, (digest, _) in results.items()})
+
+
+def _digest_and_finite(tensor: Tensor) -> tuple[str, bool]:
+    return tensor_digest(tensor), bool(torch.isfinite(tensor).all())
+
+
+def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Load tensors into the live model in place, through vLLM's own loaders, and see that none was left out.
+
+    These are the steps of vLLM's `reload_weights`, which only warns of parameters that were not loaded.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    model = runner.get_model()
+    with set_current_vllm_config(runner.vllm_config), torch.inference_mode():
+        expected = {name for name, _ in model.named_parameters()}
+        initialize_layerwise_reload(model)
+        loaded = model.load_weights(iter(tensors))
+        finalize_layerwise_reload(model, runner.model_config)
+        _refresh_tied_head(model)
+    missing = sorted(expected - set(loaded)) if loaded is not None else []
+    if missing:
+        raise CandidateError(f"vLLM did not load {missing[0]} ({len(missing)} parameters in all).")
+
+
+def _refresh_tied_head(model: Any) -> None:
+    """A tied head may hold a packed copy of the embedding, which a reload of the embedding leaves behind."""
+    head = getattr(model, "lm_head", None)
+    method = getattr(head, "quant_method", None)
+    if method is not None and getattr(model.config, "tie_word_embeddings", False):
+        method.process_weights_after_loading(head)
+
+
+def _resident_device(device: torch.device, family: Family) -> torch.device:
+    """Where to merge: on the accelerator when all sources and some room fit beside the engine, else on the CPU."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    needed = sum(member.bytes for member in family.members.values())
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if needed * 1.2 < free else torch.device("cpu")

@@ -1,0 +1,130 @@
+"""The end of a study: choose a winner on the selection split, then make the claim on the test split, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from heterosis.errors import CandidateError
+from heterosis.evaluation.panel import Split
+from heterosis.ledger.record import Candidate, Proposal, Record
+from heterosis.optimizers.protocol import Genome
+from heterosis.search import Scorer
+from heterosis.space import Space
+from heterosis.statistics import Interval, Objective, interval, resample
+from heterosis.statistics.bootstrap import Array, TaskTable
+
+
+class Choice(NamedTuple):
+    """What the selection split decided: all three are labels."""
+
+    winner: str
+    best_parent: str
+    best_baseline: str
+
+
+def finalists(searched: Record, space: Space, mean: Genome | None, count: int) -> list[Proposal]:
+    """All baselines, the best proposals of the search, and the optimizer's own estimate of the best point."""
+    scored = [candidate for candidate in searched.candidates if candidate.value is not None]
+    chosen = [candidate for candidate in scored if candidate.is_baseline]
+    proposed = [candidate for candidate in scored if not candidate.is_baseline]
+    chosen += sorted(proposed, key=lambda c: (-_value(c), c.number))[:count]
+    found = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
+    if mean is not None:
+        generation = max((candidate.generation for candidate in proposed), default=0) + 1
+        found.append(Proposal("mean", generation, space.recipe(mean), mean, space.values(mean)))
+    return found
+
+
+def score_all(proposals: Sequence[Proposal], scorer: Scorer, objective: Objective, record: Record) -> None:
+    """Score what the record does not have yet."""
+    known = {candidate.label for candidate in record.candidates}
+    for proposal in proposals:
+        if proposal.label not in known:
+            measured = scorer.measure(proposal.recipe)
+            value = None if measured.error is not None else objective.number(measured.scores)
+            record.add(proposal, measured, value)
+
+
+def choose(selected: Record, parents: Sequence[str]) -> Choice:
+    """The best of each kind on the selection split; a tie goes to the one recorded first, so to a baseline."""
+    scored = [candidate for candidate in selected.candidates if candidate.value is not None]
+    baselines = [candidate for candidate in scored if candidate.is_baseline]
+    own = [candidate for candidate in baselines if candidate.label in parents]
+    if not own:
+        raise CandidateError("No parent could be scored on the selection split, so there is nothing to compare with.")
+    return Choice(*(max(group, key=_value).label for group in (scored, own, baselines)))
+
+
+class Evidence:
+    """Bootstrap intervals for candidates that were scored on one split, with items shared between them."""
+
+    def __init__(self, candidates: Sequence[Candidate], split: Split, objective: Objective, seed: int) -> None:
+        self._candidates = {candidate.label: candidate for candidate in candidates if candidate.value is not None}
+        self._rows = {label: row for row, label in enumerate(self._candidates)}
+        tables = {task: self._table(task, split) for task in split.items}
+        self._draws = resample(tables, seed)
+        self._objective: Array = np.asarray(objective.value(self._draws))
+
+    def _table(self, task: str, split: Split) -> TaskTable:
+        outcomes = [candidate.outcomes[task] for candidate in self._candidates.values()]
+        values = np.stack([outcome.values for outcome in outcomes])
+        return TaskTable(values, outcomes[0].weights, split.tasks[task].score)
+
+    def row(self, label: str) -> dict[str, Any]:
+        """Objective and task scores of one candidate, each with its interval."""
+        candidate = self._candidates[label]
+        at = self._rows[label]
+        tasks = {task: interval(score, self._draws[task][at]) for task, score in candidate.scores.items()}
+        return {
+            "objective": interval(_value(candidate), self._objective[at])._asdict(),
+            "tasks": {task: found._asdict() for task, found in tasks.items()},
+        }
+
+    def difference(self, label: str, others: Sequence[str]) -> Interval:
+        """Objective of one candidate minus the mean of others, over the same draws of items."""
+        rows = [self._rows[other] for other in others]
+        draws = self._objective[self._rows[label]] - self._objective[rows].mean(axis=0)
+        there = sum(_value(self._candidates[other]) for other in others) / len(others)
+        return interval(_value(self._candidates[label]) - there, draws)
+
+
+def claims(evidence: Evidence, choice: Choice, parents: Sequence[str]) -> dict[str, Any]:
+    """Best-parent and mid-parent heterosis and the gain over the best baseline, and the verdict in words."""
+    found = {
+        "best_parent": {
+            "against": choice.best_parent,
+            **evidence.difference(choice.winner, [choice.best_parent])._asdict(),
+        },
+        "mid_parent": {"against": list(parents), **evidence.difference(choice.winner, parents)._asdict()},
+        "best_baseline": {
+            "against": choice.best_baseline,
+            **evidence.difference(choice.winner, [choice.best_baseline])._asdict(),
+        },
+    }
+    return {"heterosis": found, "verdict": verdict(choice, found)}
+
+
+def verdict(choice: Choice, heterosis: Mapping[str, Mapping[str, Any]]) -> str:
+    """The result in one sentence."""
+    parent, baseline = heterosis["best_parent"], heterosis["best_baseline"]
+    over = f"best-parent heterosis {_signed(parent)} against {choice.best_parent}"
+    if parent["low"] <= 0.0:
+        return f"no improvement shown: {choice.winner} has {over} on the test split"
+    if choice.winner == choice.best_baseline:
+        return f"{choice.winner}, a baseline, is the best found: {over} on the test split"
+    if baseline["low"] <= 0.0:
+        gain = _signed(baseline)
+        return f"{choice.winner} beats every parent ({over}); no improvement shown over {choice.best_baseline} ({gain})"
+    return f"{choice.winner} beats every parent and baseline: {over} on the test split"
+
+
+def _signed(found: Mapping[str, Any]) -> str:
+    return f"{found['estimate']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+
+
+def _value(candidate: Candidate) -> float:
+    assert candidate.value is not None
+    return candidate.value

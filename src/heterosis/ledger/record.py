@@ -1,0 +1,215 @@
+"""The record: everything a study has learnt, in Optuna storage, one finished trial per scored candidate.
+
+A trial is written once, complete, in one transaction, so a killed process leaves no half candidate behind. Three
+Optuna studies share the storage: `NAME` (the search), `NAME/selection` and `NAME/test`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from heterosis.errors import RecordError
+from heterosis.evaluation.panel import Outcomes, TaskOutcomes
+from heterosis.recipe import Recipe
+from heterosis.space import GeneSlot, Genome
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A merge to be scored: a baseline (generation 0), or a genome from the optimizer."""
+
+    label: str
+    """What people call it: a baseline's name, or `c12`."""
+    generation: int
+    recipe: Recipe
+    genome: Genome | None = None
+    genes: Mapping[str, float] = field(default_factory=dict)
+    """Gene name -> value in its own range."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scored (or failed) merge, as the record has it."""
+
+    number: int
+    label: str
+    generation: int
+    recipe: Recipe
+    recipe_digest: str
+    genome: Genome | None
+    genes: Mapping[str, float]
+    value: float | None
+    """The objective; None if scoring failed."""
+    scores: Mapping[str, float]
+    outcomes: Outcomes
+    weights_digest: str | None
+    seconds: Mapping[str, float]
+    """Wall time by phase: merge, swap, score, total."""
+    items: int
+    """Items scored for it; 0 when the outcomes of an equal recipe were used again."""
+    error: str | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it belongs to generation 0."""
+        return self.generation == 0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What scoring one proposal gave."""
+
+    scores: Mapping[str, float]
+    outcomes: Outcomes
+    weights_digest: str | None
+    seconds: Mapping[str, float]
+    items: int
+    error: str | None = None
+
+
+class Record:
+    """One of a study's three Optuna studies, read and written through Optuna's public interface."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, name: str, genes: Sequence[GeneSlot] = ()) -> None:
+        self.name = name
+        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        self._ranges: dict[str, BaseDistribution] = {g.name: FloatDistribution(g.low, g.high) for g in genes}
+        self._candidates = [_candidate(trial) for trial in self._study.get_trials(deepcopy=False)]
+        self._listeners: list[Callable[[Candidate], None]] = []
+
+    def bind(self, identity: Mapping[str, Any]) -> None:
+        """Tie the record to what a study may not change; RecordError names the first difference.
+
+        `identity` is plain JSON: models, space, tasks, panel, seed.
+        """
+        stored = self._study.user_attrs.get("identity")
+        if stored is None:
+            self._study.set_user_attr("format", FORMAT)
+            self._study.set_user_attr("identity", dict(identity))
+            return
+        for key in sorted(set(stored) | set(identity)):
+            if stored.get(key) != json.loads(json.dumps(identity.get(key))):
+                raise RecordError(
+                    f"{self.name}: {key} is {_brief(identity.get(key))} now, but the record was made with "
+                    f"{_brief(stored.get(key))}. Change it back to resume, or give the study another name."
+                )
+
+    def listen(self, listener: Callable[[Candidate], None]) -> None:
+        """Call `listener` with every candidate recorded from now on."""
+        self._listeners.append(listener)
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """All candidates in the order in which they were recorded."""
+        return tuple(self._candidates)
+
+    @property
+    def baselines(self) -> list[Candidate]:
+        """Generation 0."""
+        return [candidate for candidate in self._candidates if candidate.is_baseline]
+
+    @property
+    def proposed(self) -> list[Candidate]:
+        """What the optimizer proposed."""
+        return [candidate for candidate in self._candidates if not candidate.is_baseline]
+
+    def find(self, recipe_digest: str) -> Candidate | None:
+        """A scored candidate with this recipe."""
+        return next((c for c in self._candidates if c.value is not None and c.recipe_digest == recipe_digest), None)
+
+    def add(self, proposal: Proposal, measured: Measurement, value: float | None) -> Candidate:
+        """Write a candidate: all of it or nothing."""
+        trial = create_trial(
+            state=TrialState.COMPLETE if value is not None else TrialState.FAIL,
+            value=value,
+            params=dict(proposal.genes),
+            distributions={name: self._ranges[name] for name in proposal.genes},
+            user_attrs=_attributes(proposal, measured),
+        )
+        self._study.add_trial(trial)
+        candidate = _candidate(self._study.get_trials(deepcopy=False)[len(self._candidates)])
+        self._candidates.append(candidate)
+        for listener in self._listeners:
+            listener(candidate)
+        return candidate
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a fact with the study."""
+        self._study.set_user_attr(key, value)
+
+    def noted(self, key: str) -> Any:
+        """A fact kept with `note`, or None."""
+        return self._study.user_attrs.get(key)
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """The Optuna storage behind a URL; RecordError when it cannot be opened."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # SQLAlchemy and drivers raise their own types
+        reason = " ".join(str(error).split())[:200]
+        raise RecordError(f"record: the storage cannot be opened ({type(error).__name__}: {reason}).") from error
+
+
+def sqlite_url(path: Path) -> str:
+    """URL of an SQLite file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+def _attributes(proposal: Proposal, measured: Measurement) -> dict[str, Any]:
+    attributes = {
+        "label": proposal.label,
+        "generation": proposal.generation,
+        "genome": None if proposal.genome is None else list(proposal.genome),
+        "recipe_digest": proposal.recipe.digest,
+        "weights_digest": measured.weights_digest,
+        "scores": dict(measured.scores),
+        "items": measured.items,
+        "seconds": {phase: round(seconds, 4) for phase, seconds in measured.seconds.items()},
+        "recipe": proposal.recipe.model_dump_json(),
+        "outcomes": json.dumps({task: table.to_json() for task, table in measured.outcomes.items()}),
+    }
+    return attributes if measured.error is None else attributes | {"error": measured.error}
+
+
+def _candidate(trial: FrozenTrial) -> Candidate:
+    attributes = trial.user_attrs
+    try:
+        genome = attributes["genome"]
+        outcomes = json.loads(attributes["outcomes"])
+        return Candidate(
+            number=trial.number,
+            label=attributes["label"],
+            generation=attributes["generation"],
+            recipe=Recipe.parse(json.loads(attributes["recipe"]), f"candidate {trial.number}"),
+            recipe_digest=attributes["recipe_digest"],
+            genome=None if genome is None else tuple(genome),
+            genes=trial.params,
+            value=trial.value if trial.state == TrialState.COMPLETE else None,
+            scores=attributes["scores"],
+            outcomes={task: TaskOutcomes.from_json(table) for task, table in outcomes.items()},
+            weights_digest=attributes["weights_digest"],
+            seconds=attributes["seconds"],
+            items=attributes["items"],
+            error=attributes.get("error"),
+        )
+    except KeyError as error:
+        raise RecordError(
+            f"trial {trial.number} has no {error}: not written by heterosis. Use another study name or URL."
+        ) from error
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= 160 else text[:157] + "…"
