@@ -9,6 +9,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 ifeq ($(UV_FIND_LINKS),)
 export UV_TORCH_BACKEND ?= cpu
 endif
+# Importing torch, vllm and mlflow without their cached bytecode takes half a minute each time.
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(VENV)/uv/bin/uv
 READY := $(VENV)/.ready
 

@@ -220,13 +220,13 @@ class Study(Config):
     splits: SplitsConfig = SplitsConfig()
     """Sizes of the search, selection and test splits."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """Who proposes candidates."""
+    """Which optimizer proposes candidates, and its settings."""
     budget: BudgetConfig = BudgetConfig(candidates=100)
     """When to stop."""
     finalists: Annotated[int, Field(ge=1)] = 5
     """How many of the best candidates are scored again on the selection split."""
     engine: EngineConfig = EngineConfig()
-    """What answers the benchmark's questions."""
+    """Which engine answers the benchmark's questions, and its settings."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Dtype of the merged weights; the base's when left out."""
     record: str | None = None
@@ -264,9 +264,7 @@ def load_study(path: Path) -> Study:
     if study.method is not None and study.method != space.method:
         inline = content.get("space", {})
         if not isinstance(inline, dict) or "method" in inline:
-            raise StudyError(
-                f"{path}: method is {study.method}, but the space is for {space.method}. Drop one of them."
-            )
+            raise StudyError(f"{path}: method is {study.method}, its space is for {space.method}. Drop one of them.")
         space = space.model_copy(update={"method": study.method})
     return study.model_copy(update={"space": space, "method": space.method})
 
@@ -315,7 +313,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first fault of a validation in one line, with the nearest valid name for a key that is unknown."""
     faults = error.errors(include_url=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    parts = [str(part) for part in first["loc"] if part not in _UNION_TAGS]
+    parts = [str(part) for part in first["loc"] if part not in _UNION_TAGS and "[" not in str(part)]
     where = ".".join(parts)
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, parts[:-1])

@@ -161,10 +161,10 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 def _weight_files(folder: Path, name: str) -> dict[str, list[str] | None]:
     """File name -> the tensors that belong to it (None: all it holds)."""
+    if (folder / SINGLE_NAME).is_file():  # as transformers: a single file goes before an index
+        return {SINGLE_NAME: None}
     if (folder / INDEX_NAME).is_file():
         return _indexed_files(folder, name)
-    if (folder / SINGLE_NAME).is_file():
-        return {SINGLE_NAME: None}
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise CheckpointError(
             f"{name}: only pickle weights in {folder}; pickles can run code. Convert them to safetensors first."

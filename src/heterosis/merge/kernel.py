@@ -160,9 +160,8 @@ class Kernel:
             warnings.warn(
                 f"No working compiler, so merging runs uncompiled (same results, slower): {reason}", stacklevel=2
             )
-            self._run = merge_entries
+            self._run, self._may_fail = merge_entries, False
             result = self._run(*arguments)
-        self._may_fail = False
         return result
 
 

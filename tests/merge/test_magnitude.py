@@ -1,0 +1,118 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from heterosis.merge.kernel import trim_key
+from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, RANKS, MagnitudeIndex, Threshold
+from heterosis.merge.masks import counters
+from heterosis.merge.sparsify import trim_mask
+
+KEY = trim_key("digest", "w")
+
+
+def noise(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def kept(delta: Tensor, threshold: Threshold, name: str = "w") -> Tensor:
+    """The mask that the kernel makes of a threshold."""
+    key = trim_key("digest", name)
+    cut, low, high = (torch.tensor(number, dtype=torch.int32) for number in (threshold.cut, *key))
+    index = counters(0, delta.numel(), delta.device)
+    return trim_mask(delta, index, torch.tensor(threshold.value), cut, low, high)
+
+
+def coarse(n: int, seed: int = 0) -> Tensor:
+    """The task vector of a bfloat16 checkpoint: few magnitudes, many of them equal, many of them zero."""
+    base = noise(n, seed)
+    return (base + 0.01 * noise(n, seed + 1)).bfloat16().float() - base.bfloat16().float()
+
+
+@settings(max_examples=60)
+@given(
+    n=st.integers(1, 3000),
+    density=st.floats(0, 1),
+    make=st.sampled_from([noise, coarse, torch.ones, torch.zeros]),
+)
+def test_the_kept_number_is_exact_up_to_16384_entries(n: int, density: float, make) -> None:
+    delta = make(n)
+    mask = kept(delta, MagnitudeIndex.build(delta, KEY).threshold(density))
+    assert mask.sum() == int(density * n)
+
+
+@pytest.mark.parametrize("make", [noise, coarse, torch.ones])
+def test_the_kept_number_is_exact_at_16384_entries(make) -> None:
+    delta = make(RANKS)
+    index = MagnitudeIndex.build(delta, KEY)
+    for count in (1, 2, 8191, 8192, RANKS - 1):
+        assert kept(delta, index.threshold(count / RANKS)).sum() == count
+
+
+@pytest.mark.parametrize("make", [noise, coarse, torch.ones])
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.2, 0.5, 0.777, 0.9999])
+def test_above_16384_entries_the_kept_number_is_within_a_hundredth_of_a_percent(make, density: float) -> None:
+    n = 300_007
+    delta = make(n)
+    count = kept(delta, MagnitudeIndex.build(delta, KEY).threshold(density)).sum().item()
+    assert abs(count - density * n) <= 1e-4 * n
+
+
+def test_kept_entries_are_the_largest() -> None:
+    delta = noise(5000)
+    mask = kept(delta, MagnitudeIndex.build(delta, KEY).threshold(0.3))
+    assert delta[mask].abs().min() > delta[~mask].abs().max()
+
+
+@pytest.mark.parametrize("n", [777, 40_000])
+def test_a_mask_with_higher_density_is_a_superset(n: int) -> None:
+    delta = coarse(n)
+    index = MagnitudeIndex.build(delta, KEY)
+    masks = [kept(delta, index.threshold(density)) for density in (0.0, 0.01, 0.2, 0.21, 0.5, 0.99, 1.0)]
+    for narrower, wider in itertools.pairwise(masks):
+        assert not (narrower & ~wider).any()
+
+
+def test_the_ends_keep_nothing_and_everything() -> None:
+    delta = coarse(100)
+    index = MagnitudeIndex.build(delta, KEY)
+    assert index.threshold(0.0) == KEEP_NONE
+    assert index.threshold(1.0) == KEEP_ALL
+    assert not kept(delta, KEEP_NONE).any()
+    assert kept(delta, KEEP_ALL).all()
+
+
+def test_equal_magnitudes_are_not_kept_by_position() -> None:
+    mask = kept(torch.ones(10_000), MagnitudeIndex.build(torch.ones(10_000), KEY).threshold(0.5))
+    assert abs(mask[:5000].sum() - 2500) < 150
+
+
+def test_the_tie_break_ignores_the_sign() -> None:
+    delta = coarse(2000)
+    assert MagnitudeIndex.build(delta, KEY).threshold(0.4) == MagnitudeIndex.build(-delta, KEY).threshold(0.4)
+
+
+@pytest.mark.parametrize("make", [noise, coarse])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.2, 0.5, 0.95, 1.0])
+def test_a_union_has_one_exact_threshold_for_all_tensors(make, density: float) -> None:
+    parts = {"v": make(300), "w": 3 * make(5000, 2), "x": 0.2 * make(1), "y": make(700, 4)}
+    indices = [MagnitudeIndex.build(delta, trim_key("digest", name)) for name, delta in parts.items()]
+    threshold = MagnitudeIndex.union(indices).threshold(density)
+    masks = {name: kept(delta, threshold, name) for name, delta in parts.items()}
+    assert sum(int(mask.sum()) for mask in masks.values()) == int(density * 6001)
+    all_kept = torch.cat([delta[masks[name]].abs() for name, delta in parts.items()])
+    all_trimmed = torch.cat([delta[~masks[name]].abs() for name, delta in parts.items()])
+    if all_kept.numel() and all_trimmed.numel():
+        assert all_kept.min() >= all_trimmed.max()
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9])
+def test_a_union_of_large_tensors_is_within_a_hundredth_of_a_percent(density: float) -> None:
+    parts = {"v": coarse(100_000), "w": 3 * noise(150_000, 2), "x": noise(30)}
+    indices = [MagnitudeIndex.build(delta, trim_key("digest", name)) for name, delta in parts.items()]
+    threshold = MagnitudeIndex.union(indices).threshold(density)
+    count = sum(int(kept(delta, threshold, name).sum()) for name, delta in parts.items())
+    assert abs(count - density * 250_030) <= 1e-4 * 250_030

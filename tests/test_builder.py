@@ -1,0 +1,302 @@
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from heterosis.builder import Builder, open_sources
+from heterosis.checkpoints import (
+    Checkpoint,
+    Family,
+    TensorSpec,
+    content_digest,
+    open_family,
+    tensor_digest,
+    write_checkpoint,
+)
+from heterosis.errors import CheckpointError, RecipeError
+from heterosis.merge import METHODS, kernel
+from heterosis.recipe import Recipe
+
+DTYPES = ["float32", "bfloat16"]
+SUMS = [name for name, method in METHODS.items() if method.combine != "mean"]
+USUAL = {
+    "a": {"weight": [0.7, 0.2, -0.4], "density": 0.6, "drop": 0.3},
+    "b": {"weight": -0.4, "density": [0.2, 0.5, 1.0], "drop": 0.0},
+    "c": {"weight": 1.0, "density": 1.0, "drop": [0.8, 0.1, 0.5]},
+}
+
+
+def build(family: Family, recipe: Recipe) -> dict[str, Tensor]:
+    return dict(Builder(family, compiled=False).tensors(recipe))
+
+
+def digest(builder: Builder, recipe: Recipe) -> str:
+    """Content digest of a merge, from the stream."""
+    return content_digest(
+        builder.specs(recipe), {name: tensor_digest(tensor) for name, tensor in builder.tensors(recipe)}
+    )
+
+
+def merge_digest(family: Family, recipe: Recipe) -> str:
+    return digest(Builder(family, compiled=False), recipe)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", SUMS)
+def test_weight_zero_returns_the_base_bit_for_bit(open_tiny, recipe_for, method: str, dtype: str) -> None:
+    family = open_tiny(dtype)
+    nothing = {"weight": 0.0, "density": 0.5, "drop": 0.5}
+    recipe = recipe_for(family, method, dict.fromkeys("abc", nothing), dtype=dtype)
+    assert merge_digest(family, recipe) == family.base.digest
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_density_zero_returns_the_base_bit_for_bit(open_tiny, recipe_for, scope: str) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "ties", {key: {"density": 0.0} for key in "abc"}, trim_scope=scope)
+    assert merge_digest(family, recipe) == family.base.digest
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_untouched_parent_is_returned_bit_for_bit(open_tiny, recipe_for, method, tied, dtype) -> None:
+    family = open_tiny(dtype, tied=tied)
+    alone = recipe_for(family, method, {"b": {}}, dtype=dtype)
+    beside = recipe_for(family, method, {"a": {"weight": 0.0}, "b": {}, "c": {"weight": 0.0, "drop": 0.5}}, dtype=dtype)
+    assert merge_digest(family, alone) == family.parents["b"].digest
+    assert merge_digest(family, beside) == family.parents["b"].digest
+
+
+@pytest.mark.parametrize("divisor", ["count", "weight", "none"])
+@pytest.mark.parametrize("method", METHODS)
+def test_parents_in_another_order_or_by_other_names_give_the_same_bits(
+    open_tiny, recipe_for, method: str, divisor: str
+) -> None:
+    family = open_tiny("bfloat16")
+    digests = set()
+    for order in ("abc", "cab", "bca", "cba"):
+        digests.add(
+            merge_digest(family, recipe_for(family, method, {name: USUAL[name] for name in order}, divisor=divisor))
+        )
+    recipe = recipe_for(family, method, USUAL, divisor=divisor)
+    document = json.loads(recipe.model_dump_json().replace('"a"', '"zebra"'))
+    digests.add(merge_digest(family, Recipe.parse(document, "test")))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+@pytest.mark.parametrize("method", METHODS)
+def test_shards_blocks_and_threads_change_no_bit(open_tiny, recipe_for, monkeypatch, method: str, scope: str) -> None:
+    family = open_tiny("bfloat16")
+    recipe = recipe_for(family, method, USUAL, trim_scope=scope, dtype="bfloat16")
+    expected = merge_digest(family, recipe)
+    assert merge_digest(open_tiny("bfloat16", sharded=True), recipe) == expected
+    monkeypatch.setattr(kernel, "BLOCK", 333)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert merge_digest(family, recipe) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_builder_gives_the_same_merge_whatever_it_built_before(open_tiny, recipe_for) -> None:
+    family = open_tiny("bfloat16")
+    recipes = [recipe_for(family, method, USUAL, trim_scope=scope) for method in SUMS for scope in ("tensor", "model")]
+    builder = Builder(family, compiled=False)
+    first = [digest(builder, recipe) for recipe in recipes]
+    assert [digest(builder, recipe) for recipe in reversed(recipes)][::-1] == first
+    assert [merge_digest(family, recipe) for recipe in recipes] == first
+
+
+def test_two_streams_of_one_builder_do_not_disturb_each_other(open_tiny, recipe_for) -> None:
+    family = open_tiny()
+    builder = Builder(family, compiled=False)
+    one, two = (recipe_for(family, "dare_ties", USUAL, seed=seed) for seed in (0, 1))
+    pairs = list(zip(builder.tensors(one), builder.tensors(two), strict=True))
+    for stream, recipe in enumerate((one, two)):
+        alone = build(family, recipe)
+        assert all(torch.equal(alone[name], tensor) for name, tensor in (pair[stream] for pair in pairs))
+
+
+def test_names_come_in_storage_order_with_the_announced_shapes_and_dtype(open_tiny, recipe_for) -> None:
+    family = open_tiny("bfloat16")
+    recipe = recipe_for(family, "linear", USUAL, dtype="float16")
+    builder = Builder(family, compiled=False)
+    announced = builder.specs(recipe)
+    found = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in builder.tensors(recipe)}
+    assert list(found) == list(announced) == family.names
+    assert found == announced
+
+
+def test_yielded_tensors_are_fresh(open_tiny, recipe_for) -> None:
+    """Engines buffer what they are given, so no tensor may be a view of a source or of another."""
+    family = open_tiny()
+    for numbers in ({"weight": 0.0}, {}, {"weight": 0.5}):
+        recipe = recipe_for(family, "task_arithmetic", {"a": numbers})
+        before = merge_digest(family, recipe)
+        for tensor in build(family, recipe).values():
+            tensor.fill_(9.0)
+        assert merge_digest(family, recipe) == before
+
+
+@pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
+def test_trim_scope_tensor_keeps_the_fraction_of_each_tensor(open_tiny, recipe_for, density: float) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "ties", {"a": {"density": density}})
+    for name, merged in build(family, recipe).items():
+        moved = (merged != family.base.tensor(name)).sum().item()
+        assert moved == int(density * merged.numel())
+
+
+@pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
+def test_trim_scope_model_has_one_threshold_for_the_whole_task_vector(open_tiny, recipe_for, density: float) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "ties", {"a": {"density": density}}, trim_scope="model")
+    kept, trimmed = [], []
+    for name, merged in build(family, recipe).items():
+        base = family.base.tensor(name)
+        magnitude = (family.parents["a"].tensor(name) - base).abs()
+        kept.append(magnitude[merged != base])
+        trimmed.append(magnitude[merged == base])
+    kept_numel = torch.cat(kept).numel()
+    assert kept_numel == int(density * (kept_numel + torch.cat(trimmed).numel()))
+    assert torch.cat(kept).min() > torch.cat(trimmed).max()
+
+
+def test_a_higher_drop_rate_only_removes_entries(open_tiny, recipe_for) -> None:
+    family = open_tiny()
+    moved = []
+    for drop in (0.1, 0.5, 0.50001, 0.9):
+        merged = build(family, recipe_for(family, "dare_linear", {"a": {"drop": drop}}))
+        moved.append(torch.cat([(merged[n] != family.base.tensor(n)).reshape(-1) for n in family.names]))
+    for wider, narrower in itertools.pairwise(moved):
+        assert not (narrower & ~wider).any()
+    assert abs(moved[1].float().mean() - 0.5) < 0.02
+
+
+def test_parameters_of_one_group_and_layer_touch_only_that_part(open_tiny, recipe_for) -> None:
+    family = open_tiny()
+    parameters = {"a": {"mlp": {"weight": [0.0, 1.0, 0.0]}, "rest": {"weight": 0.0}}}
+    recipe = recipe_for(family, "task_arithmetic", {"a": {}})
+    recipe = Recipe.parse(recipe.model_dump() | {"groups": {"mlp": "mlp", "rest": ".*"}, "parameters": parameters}, "t")
+    for name, merged in build(family, recipe).items():
+        donor = family.parents["a"] if "layers.1.mlp" in name else family.base
+        assert tensor_digest(merged) == tensor_digest(donor.tensor(name))
+
+
+def test_sources_of_several_dtypes_meet_in_float32(tiny_family, recipe_for) -> None:
+    folder, rounded = tiny_family("float32"), tiny_family("bfloat16")
+    family = open_family(folder / "base", {"a": folder / "a", "b": rounded / "b"})
+    recipe = recipe_for(family, "task_arithmetic", {"a": {"weight": 0.5}, "b": {"weight": 0.25}})
+    for name, merged in build(family, recipe).items():
+        base, a, b = (member.tensor(name).float() for member in family.members.values())
+        torch.testing.assert_close(merged, base + 0.5 * (a - base) + 0.25 * (b - base))
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (0.1, 0.2, -0.3), (0.2, -0.3, 0.1)])
+def test_linear_weights_that_sum_to_zero_are_refused_before_the_first_tensor(open_tiny, recipe_for, weights) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "linear", {n: {"weight": w} for n, w in zip("abc", weights, strict=True)})
+    with pytest.raises(RecipeError, match=r"^linear: the weights for model.embed_tokens.weight sum to 0"):
+        Builder(family, compiled=False).tensors(recipe)
+
+
+def test_linear_weights_that_sum_to_zero_in_one_layer_only_are_refused_too(open_tiny, recipe_for) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "linear", {"a": {"weight": [1.0, 1.0, 2.0]}, "b": {"weight": [1.0, -1.0, 0.0]}})
+    with pytest.raises(RecipeError, match=r"weights for model\.layers\.1\..* sum to 0"):
+        Builder(family, compiled=False).tensors(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": {"all": "layers"}}, "groups: no pattern matches model.embed_tokens.weight"),
+        ({"groups": {"all": "("}}, "groups: '(' is not a regular expression"),
+        ({"parameters": {"a": {"all": {"weight": [1.0, 2.0]}}}}, "parameters.a.all.weight has 2 values"),
+        ({"base": {"name": "base", "model": ".", "digest": "0" * 64}}, "base: the recipe was made for weights 0000"),
+        ({"parents": [{"name": "a", "model": ".", "digest": "0" * 64}]}, "a: no parent at hand has weights 0000"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused_before_the_first_tensor(
+    open_tiny, recipe_for, changes: dict, message: str
+) -> None:
+    family = open_tiny()
+    recipe = Recipe.parse(recipe_for(family, "ties", {"a": {}}).model_dump() | changes, "test")
+    with pytest.raises(RecipeError, match=r"^" + re.escape(message)) as caught:
+        Builder(family, compiled=False).tensors(recipe)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+def test_a_written_merge_is_the_merge_for_us_and_for_transformers(
+    open_tiny, recipe_for, tmp_path: Path, tied: bool, shard_bytes: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    family = open_tiny("bfloat16", tied=tied)
+    recipe = recipe_for(family, "dare_ties", USUAL, dtype="bfloat16")
+    builder = Builder(family, compiled=False)
+    write_checkpoint(tmp_path, builder.specs(recipe), builder.tensors(recipe), shard_bytes)
+    shutil.copy(family.base.folder / "config.json", tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard_bytes == 20_000)
+    assert Checkpoint(tmp_path).digest == digest(builder, recipe)
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    merged = build(family, recipe)
+    loaded = dict(model.named_parameters())
+    assert loaded.keys() == merged.keys()
+    assert all(tensor_digest(loaded[name]) == tensor_digest(tensor) for name, tensor in merged.items())
+    if tied:
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_recipe_opens_its_own_sources_relative_to_its_folder(tiny_family, open_tiny, recipe_for) -> None:
+    family = open_tiny()
+    recipe = recipe_for(family, "ties", USUAL)
+    document = json.loads(recipe.model_dump_json().replace(str(tiny_family()) + "/", ""))
+    reopened = open_sources(Recipe.parse(document, "test"), tiny_family())
+    assert merge_digest(reopened, recipe) == merge_digest(family, recipe)
+
+
+def test_a_source_that_is_gone_is_named(open_tiny, recipe_for) -> None:
+    recipe = recipe_for(open_tiny(), "ties", {"a": {}})
+    document = recipe.model_dump() | {"base": {"name": "base", "model": "/no/such/base", "digest": "0"}}
+    with pytest.raises(CheckpointError, match=r"^/no/such/base: no such folder"):
+        open_sources(Recipe.parse(document, "test"))
+
+
+MEMBERS = {"stories260k": ("shakespeare", "gsm8k", "mbpp"), "stories15m": ("sst2", "clinc", "code")}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_real_parents_come_back_bit_for_bit(real_families: Path, recipe_for, tmp_path: Path, name: str) -> None:
+    folder, parents = real_families / name, MEMBERS[name]
+    family = open_family(folder / "base", {parent: folder / parent for parent in parents})
+    dtype = str(next(iter(family.base.specs.values())).dtype).removeprefix("torch.")
+    numbers = {parent: {"weight": float(parent == parents[0])} for parent in parents}
+    recipe = recipe_for(family, "dare_ties", numbers, dtype=dtype)
+    builder = Builder(family, compiled=False)
+    write_checkpoint(tmp_path, builder.specs(recipe), builder.tensors(recipe), 20_000_000)
+    shutil.copy(folder / "base" / "config.json", tmp_path)
+    assert Checkpoint(tmp_path).digest == family.parents[parents[0]].digest
+
+
+def test_real_merges_keep_the_exact_fraction_of_bfloat16_task_vectors(real_families: Path, recipe_for) -> None:
+    folder = real_families / "stories15m"
+    family = open_family(folder / "base", {"sst2": folder / "sst2"})
+    recipe = recipe_for(family, "ties", {"sst2": {"density": 0.2}})
+    builder = Builder(family, compiled=False)
+    for name, merged in builder.tensors(recipe):
+        base, parent = family.base.tensor(name), family.parents["sst2"].tensor(name)
+        moved = int((merged != base).sum())
+        changed = int((parent != base).sum())
+        assert abs(moved - min(int(0.2 * base.numel()), changed)) <= 1e-4 * base.numel(), name
