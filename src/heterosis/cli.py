@@ -52,7 +52,7 @@ def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
     from heterosis.run import run as run_study
     from heterosis.watch import Watcher
 
-    with Watcher(_errors(), quiet) as watcher:
+    with Watcher(_errors(own_handle=True), quiet) as watcher:
         result = run_study(study, watcher)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -151,10 +151,13 @@ def _output() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
-def _errors() -> Console:
+def _errors(own_handle: bool = False) -> Console:
+    """Standard error; on a handle of its own, so that sending an engine's output elsewhere does not take it along."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    if not own_handle:
+        return Console(stderr=True, highlight=False)
+    return Console(file=os.fdopen(os.dup(2), "w", buffering=1), highlight=False)
 
 
 def _quieten_libraries() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from heterosis.errors import StudyError
 
 METHOD_NAMES = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
-RESERVED_OPTIONS = {"model", "worker_extension_cls", "enable_prefix_caching", "seed", "dtype"}
+RESERVED_OPTIONS = {"model", "worker_extension_cls", "enable_prefix_caching", "seed"}
 
 
 class Config(BaseModel):
@@ -131,6 +131,8 @@ class TaskConfig(Config):
     """Share in the objective."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Number of examples in the prompt; the task's own when left out."""
+    limit: Annotated[int, Field(ge=3)] | None = None
+    """Use at most so many of the task's items, picked by hash; all when left out."""
     chat_template: bool = False
     """Put prompts into the model's chat format."""
 
@@ -186,7 +188,8 @@ class EngineConfig(Config):
     """vllm (started once, merges in place), or plain transformers."""
     options: dict[str, Any] = {}
     """Passed through to vllm.LLM (tensor_parallel_size, gpu_memory_utilization, max_model_len, …). The transformers
-    engine takes max_model_len and device."""
+    engine takes max_model_len, device and dtype. dtype is what the engine computes in: that of the merged weights when
+    left out, or float32 on a CPU without bf16 instructions."""
 
     @field_validator("options")
     @classmethod

@@ -134,10 +134,11 @@ def start_engine(prepared: Prepared) -> Engine:
     if config.engine.kind == "transformers":
         from heterosis.evaluation.transformers_engine import TransformersEngine
 
-        return TransformersEngine(prepared.sources, dtype, options.get("max_model_len"), options.get("device"))
+        return TransformersEngine(prepared.sources, dtype, options)
     from heterosis.evaluation.vllm_engine import VllmEngine
 
-    return VllmEngine(prepared.sources, dtype, prepared.panel.probes(), options, config.seed)
+    log = prepared.folder / "engine.log"
+    return VllmEngine(prepared.sources, dtype, prepared.panel.probes(), options, config.seed, log)
 
 
 class _LazyScorer:

@@ -126,10 +126,7 @@ def _main_dtype(family: Family) -> Any:
 
 
 def _panel(config: Study, tokenizer: Tokenizer, beside: Path) -> Panel:
-    choices = [
-        TaskChoice(task.task, task.metric, task.filter, task.direction, task.num_fewshot, task.chat_template)
-        for task in config.tasks
-    ]
+    choices = [TaskChoice(**task.model_dump(include=set(TaskChoice._fields))) for task in config.tasks]
     sizes = config.splits.model_dump()
     return Panel(load_tasks(choices, tokenizer, beside), {split: sizes[split] for split in SPLITS}, config.seed)
 

@@ -80,19 +80,19 @@ class Watcher:
     def _plain(self, split: str, candidate: Candidate) -> None:
         if split != "search" or candidate.is_baseline:
             shown = "failed" if candidate.value is None else f"{candidate.value:.4f}"
-            self.console.print(f"{self._clock()} {split}: {candidate.label} {shown}")
+            self.console.print(f"{self._clock()} {split}: {candidate.label} {shown}", soft_wrap=True)
             return
         if candidate.generation != self._generation:
             self._generation = candidate.generation
             parts = [self._best_line(), self._rate_line()]
             done = f"generation {candidate.generation}, candidate {candidate.label.removeprefix('c')}"
-            self.console.print(f"{self._clock()} {done}: " + "; ".join(part for part in parts if part))
+            self.console.print(f"{self._clock()} {done}: " + "; ".join(part for part in parts if part), soft_wrap=True)
 
     def _show(self, line: str) -> None:
         if self._live is not None:
             self._live.update(self._view())
         elif not self._quiet:
-            self.console.print(line)
+            self.console.print(line, soft_wrap=True)
 
     def _view(self) -> Group:
         table = Table.grid(padding=(0, 2))

@@ -137,7 +137,7 @@ def deal(task: PanelTask, sizes: Mapping[SplitName, float], seed: int) -> dict[S
     distinct: dict[str, list[Item]] = {}
     for item in task.items:
         distinct.setdefault(item.key, []).append(item)
-    order = sorted(distinct, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
+    order = sorted(distinct, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())[: task.limit]
     hands: dict[SplitName, list[Item]] = {}
     start = 0
     for split in SPLITS:

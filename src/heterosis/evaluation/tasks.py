@@ -54,6 +54,7 @@ class TaskChoice(NamedTuple):
     direction: str | None = None
     num_fewshot: int | None = None
     chat_template: bool = False
+    limit: int | None = None
 
 
 class PanelTask:
@@ -62,6 +63,7 @@ class PanelTask:
     def __init__(self, name: str, task: Any, choice: TaskChoice, tokenizer: Tokenizer) -> None:
         self.name = name
         self.spec = choice.task
+        self.limit = choice.limit
         self._task = task
         self.metric = choice.metric or next(iter(task.aggregation()))
         if self.metric not in task.aggregation():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,18 @@ from torch import Tensor
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import content_digest, open_family, tensor_digest
-from heterosis.errors import CanaryError, CandidateError, EngineError
-from heterosis.evaluation.engine import Applied, Continuation, Generation, Likelihood, Sources, Tokens, context_length
+from heterosis.errors import CanaryError, EngineError
+from heterosis.evaluation.engine import (
+    Applied,
+    Continuation,
+    Generation,
+    Likelihood,
+    Sources,
+    Tokens,
+    compute_dtype,
+    context_length,
+)
+from heterosis.evaluation.observed import Observed
 from heterosis.recipe import Recipe
 
 # Tokens per forward pass, padding included.
@@ -22,15 +31,17 @@ BATCH_TOKENS = 2048
 class TransformersEngine:
     """transformers behind the Engine protocol. Greedy decoding only."""
 
-    def __init__(self, sources: Sources, dtype: str, max_length: int | None = None, device: str | None = None) -> None:
+    def __init__(self, sources: Sources, dtype: str, options: Mapping[str, Any]) -> None:
+        """`dtype`: that of the merged weights. Options: max_model_len, device, dtype (what to compute in)."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
         family = open_family(sources.base, sources.parents)
         self.builder = Builder(family, self.device)
-        self.max_length = context_length(family.base.config, max_length)
+        self.max_length = context_length(family.base.config, options.get("max_model_len"))
         self.tokenizer = AutoTokenizer.from_pretrained(sources.base)
-        model = AutoModelForCausalLM.from_pretrained(sources.base, dtype=getattr(torch, dtype))
+        self.dtype = options.get("dtype") or compute_dtype(dtype, on_cpu=self.device.type == "cpu")
+        model = AutoModelForCausalLM.from_pretrained(sources.base, dtype=getattr(torch, self.dtype))
         self.model = model.to(self.device).eval()
         unknown = sorted(set(family.names) - set(self.model.state_dict()))
         if unknown:
@@ -39,27 +50,16 @@ class TransformersEngine:
     @torch.inference_mode()
     def apply(self, recipe: Recipe) -> Applied:
         """Copy the merge into the model, then check the model's own tensors against it."""
-        specs = self.builder.specs(recipe)
+        merge = Observed(self.builder, recipe)
         state: dict[str, Tensor] = self.model.state_dict()
-        digests = {}
-        merging = 0.0
-        tensors = self.builder.tensors(recipe)
-        while True:
-            before = time.perf_counter()
-            pair = next(tensors, None)
-            merging += time.perf_counter() - before
-            if pair is None:
-                break
-            name, tensor = pair
-            if not bool(torch.isfinite(tensor).all()):
-                raise CandidateError(f"{name} holds NaN or Inf after merging.")
-            digests[name] = tensor_digest(tensor)
+        for name, tensor in merge:
             state[name].copy_(tensor)
-        live = content_digest(specs, {name: tensor_digest(self.model.state_dict()[name]) for name in specs})
-        digest = content_digest(specs, digests)
-        if live != digest:
+        digest = merge.digest()
+        state = self.model.state_dict()
+        live = {name: tensor_digest(state[name].to(spec.dtype)) for name, spec in merge.specs.items()}
+        if content_digest(merge.specs, live) != digest:
             raise CanaryError("canary: the live weights are not the merged ones; the candidate is not scored.")
-        return Applied(digest, merging)
+        return Applied(digest, merge.seconds)
 
     @torch.inference_mode()
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
@@ -127,7 +127,12 @@ class TransformersEngine:
         """Name, version and settings."""
         import transformers
 
-        return {"engine": "transformers", "version": transformers.__version__, "device": str(self.device)}
+        return {
+            "engine": "transformers",
+            "version": transformers.__version__,
+            "device": str(self.device),
+            "dtype": self.dtype,
+        }
 
     def close(self) -> None:
         """Let go of the model."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from heterosis.evaluation.engine import (
     Probe,
     Sources,
     Tokens,
+    compute_dtype,
     context_length,
 )
 from heterosis.recipe import Recipe
@@ -28,19 +31,29 @@ WORKER = "heterosis.evaluation.vllm_worker.MergeWorker"
 CHAIN_LENGTH = 8
 MAX_LOGPROBS = 64
 CPU_KV_CACHE_BYTES = 1 << 30
+STOP_SECONDS = 2.0
 
 
 class VllmEngine:
     """vLLM behind the Engine protocol."""
 
     def __init__(
-        self, sources: Sources, dtype: str, probes: Sequence[Probe], options: Mapping[str, Any], seed: int = 0
+        self,
+        sources: Sources,
+        dtype: str,
+        probes: Sequence[Probe],
+        options: Mapping[str, Any],
+        seed: int = 0,
+        log: Path | None = None,
     ) -> None:
+        """`log`: file that takes all output of vLLM's processes; None leaves it on the terminal."""
         config = json.loads((sources.base / "config.json").read_text(encoding="utf-8"))
         self.max_length = context_length(config, options.get("max_model_len"))
         self._probes = list(probes)
-        self._options = _engine_options(config, options, dtype, self.max_length, seed)
-        self._llm = _start(sources.base, self._options)
+        self._log = log
+        with _output_to(log):
+            self._options = _engine_options(config, options, dtype, self.max_length, seed)
+            self._llm = _start(sources.base, self._options, log)
         weights = sum(path.stat().st_size for path in sources.base.glob("*.safetensors"))
         parents = {name: str(folder) for name, folder in sources.parents.items()}
         questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
@@ -112,7 +125,7 @@ class VllmEngine:
     def _prompt_logprobs(self, requests: Sequence[Continuation]) -> list[Likelihood]:
         from vllm import SamplingParams
 
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=1)
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0)
         prompts = [request.context + request.target for request in requests]
         likelihoods = []
         for request, output in zip(requests, self._generate(prompts, [parameters] * len(prompts)), strict=True):
@@ -120,7 +133,7 @@ class VllmEngine:
             tail = output.prompt_logprobs[len(request.context) :]
             for token, candidates in zip(request.target, tail, strict=True):
                 logprob += candidates[token].logprob
-                greedy &= candidates[token].logprob >= max(other.logprob for other in candidates.values())
+                greedy &= candidates[token].rank == 1
             likelihoods.append(Likelihood(logprob, greedy))
         return likelihoods
 
@@ -171,7 +184,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Stop vLLM and its processes."""
-        self._llm.llm_engine.engine_core.shutdown()
+        with _output_to(self._log):
+            self._llm.llm_engine.engine_core.shutdown(timeout=STOP_SECONDS)
 
 
 def _engine_options(
@@ -181,7 +195,7 @@ def _engine_options(
     from vllm.platforms import current_platform
 
     ours: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": compute_dtype(dtype, on_cpu=current_platform.is_cpu()),
         "seed": seed,
         "max_model_len": max_length,
         "max_logprobs": MAX_LOGPROBS,
@@ -189,6 +203,7 @@ def _engine_options(
     }
     if current_platform.is_cpu():
         _check_head_size(config)
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # this process only waits while the engine works
         ours |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
     return ours | dict(options)
 
@@ -204,17 +219,37 @@ def _check_head_size(config: Mapping[str, Any]) -> None:
         )
 
 
-def _start(base: Path, options: Mapping[str, Any]) -> Any:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+def _start(base: Path, options: Mapping[str, Any], log: Path | None) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm import LLM
 
     try:
         return LLM(model=str(base), worker_extension_cls=WORKER, enable_prefix_caching=True, **options)
     except Exception as error:  # start-up fails in as many ways as there are machines
-        raise EngineError(
-            f"vLLM did not start: {_first_line(error)}. See engine.options, or set another kind."
-        ) from error
+        where = "engine.options" if log is None else f"{log} and engine.options"
+        raise EngineError(f"vLLM did not start: {_first_line(error)}. See {where}.") from error
+
+
+@contextlib.contextmanager
+def _output_to(log: Path | None) -> Iterator[None]:
+    """Send this process's output and that of the processes it starts to a file; the children keep it."""
+    if log is None:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(kept, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,9 +6,7 @@ one attribute. Under tensor parallelism each worker merges whole tensors and vLL
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ import torch
 from torch import Tensor
 
 from heterosis.builder import Builder
-from heterosis.checkpoints import Family, content_digest, open_family, tensor_digest
+from heterosis.checkpoints import Family, open_family
 from heterosis.errors import CandidateError
 from heterosis.evaluation.canary import Reference
 from heterosis.evaluation.engine import Probe
+from heterosis.evaluation.observed import Observed
 from heterosis.recipe import Recipe
 
 
@@ -59,48 +58,6 @@ class WorkerState:
         self.builder = builder
         self.probes = probes
         self.reference = reference
-
-
-class Observed:
-    """A recipe's tensors on their way into the engine: timed, digested, and checked to be finite."""
-
-    def __init__(self, builder: Builder, recipe: Recipe, keep: bool) -> None:
-        self.specs = builder.specs(recipe)
-        self.seconds = 0.0
-        self.kept: dict[str, Tensor] = {}
-        self._keep = keep
-        self._tensors = builder.tensors(recipe)
-        self._digests: dict[str, Future[tuple[str, bool]]] = {}
-        self._pool = ThreadPoolExecutor(max_workers=2)
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        while True:
-            started = time.perf_counter()
-            pair = next(self._tensors, None)
-            self.seconds += time.perf_counter() - started
-            if pair is None:
-                return
-            name, tensor = pair
-            self._digests[name] = self._pool.submit(_digest_and_finite, tensor)
-            if self._keep:
-                self.kept[name] = tensor
-            yield pair
-
-    def digest(self) -> str:
-        """Content digest of all that went by. CandidateError if a tensor is missing or not finite."""
-        self._pool.shutdown(wait=True)
-        missing = sorted(set(self.specs) - set(self._digests))
-        if missing:
-            raise CandidateError(f"{missing[0]} was never taken by the engine ({len(missing)} tensors missing).")
-        results = {name: future.result() for name, future in self._digests.items()}
-        broken = sorted(name for name, (_, finite) in results.items() if not finite)
-        if broken:
-            raise CandidateError(f"{broken[0]} holds NaN or Inf after merging ({len(broken)} tensors in all).")
-        return content_digest(self.specs, {name: digest for name, (digest, _) in results.items()})
-
-
-def _digest_and_finite(tensor: Tensor) -> tuple[str, bool]:
-    return tensor_digest(tensor), bool(torch.isfinite(tensor).all())
 
 
 def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -344,7 +344,7 @@ class Lineage:
             source = (
                 f"models:/{child.model_id}" if remote else client.get_logged_model(child.model_id).artifact_location
             )
-            about = {"tags": marks, "description": verdict, "model_id": child.model_id}
+            about = {"tags": marks, "description": verdict, "model_id": child.model_id, "await_creation_for": 0}
             version = client.create_model_version(name, source, child.run_id, **about).version
         client.set_registered_model_alias(name, CHAMPION, version)
         listed = json.dumps([{"name": name, "version": version}])
