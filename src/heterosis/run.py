@@ -16,8 +16,10 @@ from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
 from heterosis.finals import Choice, Evidence, choose, claims, finalists, score_all
-from heterosis.ledger.lineage import BackgroundMirror, Lineage, StudyFacts
+from heterosis.ledger.lineage import Lineage, StudyFacts
+from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import Candidate, Measurement, Proposal, Record, open_storage, sqlite_url
+from heterosis.ledger.redact import masked
 from heterosis.optimizers import Optimizer, make_optimizer
 from heterosis.recipe import Recipe
 from heterosis.search import Budget, EngineScorer, search
@@ -96,7 +98,7 @@ def open_lineage(prepared: Prepared) -> Lineage | None:
 
 
 def _write_resolved(prepared: Prepared) -> None:
-    resolved = yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    resolved = yaml.safe_dump(masked(prepared.config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     write_text(prepared.folder / "study.yaml", resolved)
     write_json(prepared.folder / "panel.json", prepared.panel.manifest() | {"digest": prepared.panel.digest})
 
@@ -129,7 +131,7 @@ class LazyEngine:
 
 def start_engine(prepared: Prepared) -> Engine:
     """The engine that the study asks for."""
-    config, dtype = prepared.config, prepared.blank.dtype
+    config, dtype = prepared.config, prepared.engine_dtype
     options = config.engine.options
     if config.engine.kind == "transformers":
         from heterosis.evaluation.transformers_engine import TransformersEngine

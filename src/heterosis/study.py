@@ -6,10 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from heterosis.checkpoints import Family, ModelRef, open_family, resolve
 from heterosis.config import Model, Study, load_study
 from heterosis.errors import StudyError
-from heterosis.evaluation.engine import Sources, context_length
+from heterosis.evaluation.engine import Sources, compute_dtype, context_length
 from heterosis.evaluation.panel import SPLITS, Panel
 from heterosis.evaluation.tasks import TaskChoice, load_tasks
 from heterosis.evaluation.tokens import Tokenizer
@@ -46,10 +48,16 @@ class Prepared(NamedTuple):
             "panel": self.panel.digest,
             "objective": config.objective,
             "optimizer": config.optimizer.model_dump(mode="json"),
-            "engine": config.engine.kind,
+            "engine": {"kind": config.engine.kind, "dtype": self.engine_dtype},
             "dtype": self.blank.dtype,
             "seed": config.seed,
         }
+
+    @property
+    def engine_dtype(self) -> str:
+        """What the engine computes in."""
+        wanted = self.config.engine.options.get("dtype")
+        return str(wanted) if wanted else compute_dtype(self.blank.dtype, on_cpu=not torch.cuda.is_available())
 
     @property
     def population(self) -> int:

@@ -13,7 +13,8 @@ from heterosis.errors import RecordError
 from heterosis.evaluation.panel import SPLITS, TaskOutcomes
 from heterosis.ledger import Proposal, Record
 from heterosis.ledger import lineage as lineage_module
-from heterosis.ledger.lineage import BackgroundMirror, Lineage, StudyFacts
+from heterosis.ledger.lineage import Lineage, StudyFacts
+from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import Measurement, sqlite_url
 from heterosis.recipe import Recipe, Source
 from heterosis.space import GeneSlot

@@ -18,7 +18,6 @@ from heterosis.evaluation.engine import (
     Likelihood,
     Sources,
     Tokens,
-    compute_dtype,
     context_length,
 )
 from heterosis.evaluation.observed import Observed
@@ -32,7 +31,7 @@ class TransformersEngine:
     """transformers behind the Engine protocol. Greedy decoding only."""
 
     def __init__(self, sources: Sources, dtype: str, options: Mapping[str, Any]) -> None:
-        """`dtype`: that of the merged weights. Options: max_model_len, device, dtype (what to compute in)."""
+        """`dtype`: what to compute in. Options: max_model_len, device."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.device = torch.device(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,7 +39,7 @@ class TransformersEngine:
         self.builder = Builder(family, self.device)
         self.max_length = context_length(family.base.config, options.get("max_model_len"))
         self.tokenizer = AutoTokenizer.from_pretrained(sources.base)
-        self.dtype = options.get("dtype") or compute_dtype(dtype, on_cpu=self.device.type == "cpu")
+        self.dtype = dtype
         model = AutoModelForCausalLM.from_pretrained(sources.base, dtype=getattr(torch, self.dtype))
         self.model = model.to(self.device).eval()
         unknown = sorted(set(family.names) - set(self.model.state_dict()))

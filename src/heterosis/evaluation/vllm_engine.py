@@ -20,7 +20,6 @@ from heterosis.evaluation.engine import (
     Probe,
     Sources,
     Tokens,
-    compute_dtype,
     context_length,
 )
 from heterosis.recipe import Recipe
@@ -46,7 +45,7 @@ class VllmEngine:
         seed: int = 0,
         log: Path | None = None,
     ) -> None:
-        """`log`: file that takes all output of vLLM's processes; None leaves it on the terminal."""
+        """`dtype`: what to compute in. `log`: file for the output of vLLM's processes; None: the terminal."""
         config = json.loads((sources.base / "config.json").read_text(encoding="utf-8"))
         self.max_length = context_length(config, options.get("max_model_len"))
         self._probes = list(probes)
@@ -195,7 +194,7 @@ def _engine_options(
     from vllm.platforms import current_platform
 
     ours: dict[str, Any] = {
-        "dtype": compute_dtype(dtype, on_cpu=current_platform.is_cpu()),
+        "dtype": dtype,
         "seed": seed,
         "max_model_len": max_length,
         "max_logprobs": MAX_LOGPROBS,

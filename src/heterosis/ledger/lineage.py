@@ -14,9 +14,7 @@ import logging
 import os
 import re
 import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +23,12 @@ from typing import Any, NamedTuple
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import SPLITS
 from heterosis.ledger.record import Candidate, Record
+from heterosis.ledger.redact import masked
 from heterosis.recipe import Source
 
 CHAMPION = "champion"
 PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 500
-SECRET_KEY = re.compile(r"(^|[_-])(token|password|secret|api_?key)$", re.IGNORECASE)
-SECRET_QUERY = re.compile(r"\b((?:password|token|secret|api_?key)=)[^&\s\"']+", re.IGNORECASE)
-USER_INFO = re.compile(r"://[^:/@\s]*(?::\S*)?@")  # as SQLAlchemy reads it: the password may hold anything
 
 Records = Mapping[str, Record]
 Key = tuple[str, str]  # label and recipe digest: what a merge is known by in every split
@@ -193,14 +189,14 @@ class Lineage:
         start = _milliseconds(time.time() - seconds)
         tags = {"heterosis.study": facts.name, "heterosis.study_digest": self._digest}
         run_id = client.create_run(number, start, tags, facts.name).info.run_id
-        config = _masked(facts.config)
+        config = masked(facts.config)
         client.log_batch(run_id, params=[Param(key, value) for key, value in _flat(config).items()])
-        client.log_dict(run_id, {"identity": _masked(facts.identity), "config": config}, "study.json")
+        client.log_dict(run_id, {"identity": masked(facts.identity), "config": config}, "study.json")
         client.log_dict(run_id, {**facts.panel, "digest": facts.panel_digest}, "panel.json")
         sources = []
         for source in (facts.base, *facts.parents):
             marks = {"heterosis.role": "base" if source is facts.base else "parent", "heterosis.digest": source.digest}
-            about = {"model": _masked(source.model), "revision": source.revision or "", "digest": source.digest}
+            about = {"model": masked(source.model), "revision": source.revision or "", "digest": source.digest}
             sources.append(self._add_model(number, run_id, source.name, "checkpoint", about, marks))
         client.log_inputs(run_id, [self._dataset(s) for s in SPLITS], [LoggedModelInput(model) for model in sources])
         last = {"heterosis.sources": json.dumps(sources), "heterosis.complete": "study"}
@@ -257,7 +253,7 @@ class Lineage:
         tags = {"mlflow.parentRunId": there.run_id, "heterosis.label": first.label, **merge.tags()}
         begin, end = there.start + _milliseconds(merge.begin), _end(merge, there)
         run_id = client.create_run(there.experiment, begin, tags, first.label).info.run_id
-        client.log_text(run_id, _masked(first.recipe.to_yaml()), "recipe.yaml")
+        client.log_text(run_id, masked(first.recipe.to_yaml()), "recipe.yaml")
         model_id = None
         if first.value is not None:
             about = {"method": first.recipe.method, "recipe_digest": first.recipe_digest}
@@ -283,7 +279,7 @@ class Lineage:
         for split in missing:
             candidate = merge.by_split[split]
             if candidate.error is not None:
-                tags["heterosis.error"] = f"{split}: {_masked(candidate.error)}"
+                tags["heterosis.error"] = f"{split}: {masked(candidate.error)}"
             key = self._dataset_key(split)
             on = {"model_id": child.model_id, "dataset_name": key["name"], "dataset_digest": key["digest"]}
             scores = {} if candidate.value is None else {"objective": candidate.value, **candidate.scores}
@@ -306,7 +302,7 @@ class Lineage:
         from mlflow.entities import Metric, RunTag
 
         keys = ("winner", "verdict", "winner_folder", "weights_digest")
-        tags = {f"heterosis.{key}": _masked(str(result[key])) for key in keys if result.get(key) is not None}
+        tags = {f"heterosis.{key}": masked(str(result[key])) for key in keys if result.get(key) is not None}
         claims = {
             f"heterosis/{against}/{bound}": float(found[bound])
             for against, found in result["heterosis"].items()
@@ -349,66 +345,6 @@ class Lineage:
         client.set_registered_model_alias(name, CHAMPION, version)
         listed = json.dumps([{"name": name, "version": version}])
         client.set_logged_model_tags(child.model_id, {"mlflow.modelVersions": listed})
-
-
-class BackgroundMirror:
-    """Keeps the lineage up to date from a thread while the search runs; MLflow's troubles never reach the search.
-
-    The thread starts at the first `wake`: by then, whatever forks processes has done so.
-    """
-
-    FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
-
-    def __init__(self, lineage: Lineage, records: Records, patience: float = 60.0) -> None:
-        """`patience`: seconds to wait at the end for what is not mirrored yet."""
-        self.problem: str | None = None
-        self._lineage = lineage
-        self._records = records
-        self._patience = patience
-        self._result: Mapping[str, Any] | None = None
-        self._awake = threading.Event()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heterosis-lineage", daemon=True)
-
-    def __enter__(self) -> BackgroundMirror:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.finish()
-
-    def wake(self) -> None:
-        """Say that the record has grown."""
-        self._awake.set()
-        if self._thread.ident is None:
-            self._thread.start()
-
-    def finish(self, result: Mapping[str, Any] | None = None) -> None:
-        """Mirror what is left, and the study's result if it has one; then stop. A second call does nothing."""
-        if self._closing.is_set():
-            return
-        self._result = result
-        self._closing.set()
-        self.wake()
-        self._thread.join(self._patience)
-        if self._thread.is_alive():
-            self.problem = self.problem or f"MLflow did not take everything within {self._patience:g} s"
-            warnings.warn(f"lineage: {self.problem}; the next run or sync catches up.", RuntimeWarning, stacklevel=2)
-
-    def _run(self) -> None:
-        delay = self.FIRST_DELAY
-        last = False
-        while not last:
-            self._awake.wait()
-            self._awake.clear()
-            last = self._closing.is_set()
-            try:
-                self._lineage.sync(self._records, self._result if last else None)
-                self.problem, delay = None, self.FIRST_DELAY
-            except Exception as error:
-                reason = _masked(" ".join(str(error).split()))
-                self.problem = f"{type(error).__name__}: {reason[:300]}"
-                self._closing.wait(delay)
-                delay = min(2 * delay, self.LONGEST_DELAY)
 
 
 def _connect(uri: str) -> Any:
@@ -467,18 +403,6 @@ def _flat(content: Any, path: str = "") -> dict[str, str]:
 def _name(text: str) -> str:
     """A text as MLflow takes it for a param or metric."""
     return re.sub(r"[^\w.\- ]", "_", text)[:200]
-
-
-def _masked(content: Any) -> Any:
-    """The same content without passwords and tokens."""
-    if isinstance(content, Mapping):
-        return {
-            key: "***" if isinstance(value, str) and SECRET_KEY.search(str(key)) else _masked(value)
-            for key, value in content.items()
-        }
-    if isinstance(content, list | tuple):
-        return [_masked(value) for value in content]
-    return SECRET_QUERY.sub(r"\1***", USER_INFO.sub("://***@", content)) if isinstance(content, str) else content
 
 
 def _digest(content: Any) -> str:
