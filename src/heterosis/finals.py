@@ -34,7 +34,9 @@ def finalists(searched: Record, space: Space, mean: Genome | None, count: int) -
     found = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
     if mean is not None:
         generation = max((candidate.generation for candidate in proposed), default=0) + 1
-        found.append(Proposal("mean", generation, space.recipe(mean), mean, space.values(mean)))
+        recipe = space.recipe(mean)
+        # A longer search has another mean, and the selection split may already know this one: name it by content.
+        found.append(Proposal(f"mean-{recipe.digest[:6]}", generation, recipe, mean, space.values(mean)))
     return found
 
 

@@ -93,7 +93,10 @@ class PanelTask:
         for instance in task.instances:
             self._docs[instance.doc_id] = instance.doc
             self._instances.setdefault(instance.doc_id, []).append(instance)
-        requests = tokenizer.requests(task.instances)
+        try:
+            requests = tokenizer.requests(task.instances)
+        except TaskError as error:
+            raise TaskError(f"{self.name}: {error}") from None
         by_doc: dict[int, list[Request]] = {}
         for instance, request in zip(task.instances, requests, strict=True):
             by_doc.setdefault(instance.doc_id, []).append(request)
@@ -146,6 +149,7 @@ def _load(spec: str, relative_to: Path) -> list[tuple[str, Any]]:
         if path is None:
             raise TaskError(f"{spec}: no such task file. Give a path relative to the study file.")
         config = read_task_file(path)
+        _check_metrics(path, config.get("metric_list"))
         with _silence(), _task_errors(spec):
             return [(str(config["task"]), ConfigurableTask(config=config))]
     with _silence():
@@ -216,7 +220,21 @@ def _absolute(files: Any, task_file: Path) -> Any:
     found = task_file.parent / str(files)
     if not found.is_file():
         raise TaskError(f"{task_file}: data file {files} is not in {task_file.parent}.")
+    if found.stat().st_size == 0:
+        raise TaskError(f"{task_file}: data file {files} is empty.")
     return str(found)
+
+
+def _check_metrics(task_file: Path, metrics: Any) -> None:
+    """Refuse what lm-eval would otherwise look for, and run, on the Hugging Face hub."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    for entry in metrics if isinstance(metrics, list) else []:
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or entry.get("hf_evaluate") or name not in metric_registry:
+            known = ", ".join(sorted(metric_registry))
+            raise TaskError(f"{task_file}: metric_list: {name} is no metric of lm-eval's own. Choose one of {known}.")
 
 
 def _filters(task: Any) -> dict[str, Any]:

@@ -1,0 +1,343 @@
+"""The loop: what it asks, what it records, when it stops, and that it goes on exactly where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from heterosis.errors import CandidateError, CanaryError, EngineError, RecordError
+from heterosis.evaluation.engine import Applied
+from heterosis.evaluation.panel import Score, TaskOutcomes
+from heterosis.ledger import Candidate, Proposal, Record
+from heterosis.ledger.record import Measurement
+from heterosis.optimizers import Optimizer, make_optimizer
+from heterosis.optimizers.protocol import Genome
+from heterosis.recipe import Recipe, Source
+from heterosis.search import Budget, EngineScorer, search
+from heterosis.space import WHOLE, Space, baselines
+from heterosis.config import SpaceConfig
+from heterosis.statistics import Objective
+from heterosis.statistics.objective import TaskShare
+
+BLANK = Recipe(
+    method="task_arithmetic",
+    base=Source(name="base", model="b", digest="0"),
+    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
+    groups=WHOLE,
+    parameters={},
+)
+SPACE = Space(
+    SpaceConfig.model_validate({"method": "task_arithmetic", "depth": "uniform", "weight": {"low": 0.0, "high": 1.5}}),
+    BLANK,
+    ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"],
+)
+BASELINES = baselines(BLANK)
+ITEMS = 5
+POPULATION = 4
+ENDLESS = Budget(None, None, None)
+
+
+class Hill:
+    """Scores a recipe by how near its weights are to (0.9, 0.6); fails the proposals that it is told to fail."""
+
+    def __init__(self, failing: Sequence[int] = ()) -> None:
+        self.measured: list[Recipe] = []
+        self._failing = failing
+        self._proposals = 0
+
+    def measure(self, recipe: Recipe) -> Measurement:
+        self.measured.append(recipe)
+        proposed = recipe not in BASELINES.values()
+        self._proposals += proposed
+        seconds = {"merge": 0.1, "swap": 0.2, "score": 0.5, "total": 1.0}
+        if proposed and self._proposals in self._failing:
+            return Measurement({}, {}, None, seconds, 0, "logits are NaN.")
+        x, y = (recipe.parameters[parent]["all"].weight for parent in ("x", "y"))
+        value = -((float(x) - 0.9) ** 2) - (float(y) - 0.6) ** 2
+        outcomes = {"hill": TaskOutcomes(np.full(ITEMS, value), np.ones(ITEMS))}
+        return Measurement({"hill": value}, outcomes, "w" * 64, seconds, ITEMS)
+
+
+class Told:
+    """An optimizer that keeps what it was told."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        self.values: list[list[float | None]] = []
+
+    def ask(self) -> list[Genome]:
+        return self.inner.ask()
+
+    def tell(self, genomes: Sequence[Genome], values: Sequence[float | None]) -> None:
+        self.values.append(list(values))
+        self.inner.tell(genomes, values)
+
+    def mean(self) -> Genome | None:
+        return self.inner.mean()
+
+    def converged(self) -> bool:
+        return self.inner.converged()
+
+
+def optimizer(name: str = "cmaes", seed: int = 0) -> Told:
+    return Told(make_optimizer(name, SPACE.initial, 0.2, POPULATION, seed))
+
+
+def objective(kind: str = "mean") -> Objective:
+    return Objective(kind, {"hill": TaskShare(1.0, True)})
+
+
+def new_record() -> Record:
+    return Record(optuna.storages.InMemoryStorage(), "study", SPACE.genes)
+
+
+def searched(
+    budget: Budget, record: Record | None = None, scorer: Any = None, told: Told | None = None, kind: str = "mean"
+) -> Record:
+    record = new_record() if record is None else record
+    search(SPACE, BASELINES, told or optimizer(), scorer or Hill(), objective(kind), record, budget)
+    return record
+
+
+def plain(candidates: Sequence[Candidate]) -> list[Mapping[str, Any]]:
+    """Candidates as values that compare bit for bit."""
+
+    def bits(candidate: Candidate) -> Mapping[str, Any]:
+        return {task: (t.values.tobytes(), t.weights.tobytes()) for task, t in candidate.outcomes.items()}
+
+    return [{**vars(candidate), "outcomes": bits(candidate)} for candidate in candidates]
+
+
+def prefix(record: Record, count: int) -> Record:
+    """A record that holds the first so many candidates: what a killed study left."""
+    cut = new_record()
+    for c in record.candidates[:count]:
+        measured = Measurement(c.scores, c.outcomes, c.weights_digest, c.seconds, c.items, c.error)
+        cut.add(Proposal(c.label, c.generation, c.recipe, c.genome, c.genes), measured, c.value)
+    return cut
+
+
+def test_baselines_come_first_and_in_order() -> None:
+    record = searched(Budget(3, None, None))
+    assert [c.label for c in record.candidates] == [*BASELINES, "c1", "c2", "c3"]
+    assert [c.generation for c in record.candidates] == [0] * len(BASELINES) + [1] * 3
+    assert all(c.recipe == BASELINES[c.label] and c.genome is None for c in record.baselines)
+
+
+def test_a_candidates_recipe_and_genes_are_those_of_its_genome() -> None:
+    for candidate in searched(Budget(6, None, None)).proposed:
+        assert candidate.genome is not None
+        assert candidate.recipe == SPACE.recipe(candidate.genome)
+        assert candidate.genes == pytest.approx(SPACE.values(candidate.genome))
+
+
+def test_the_search_climbs() -> None:
+    record = searched(Budget(120, None, None))
+    best = max(c.value for c in record.proposed if c.value is not None)
+    assert best > max(c.value for c in record.baselines if c.value is not None)
+    assert best > -1e-3
+
+
+def test_every_generation_is_told_whole_and_in_order() -> None:
+    told = optimizer()
+    record = searched(Budget(3 * POPULATION, None, None), told=told)
+    assert [value for values in told.values for value in values] == [c.value for c in record.proposed]
+    assert [len(values) for values in told.values] == [POPULATION] * 3
+    assert [c.generation for c in record.proposed] == [1] * POPULATION + [2] * POPULATION + [3] * POPULATION
+
+
+@pytest.mark.parametrize("name", ["cmaes", "tpe", "random"])
+def test_a_study_cut_anywhere_ends_as_one_never_cut(name: str) -> None:
+    budget = Budget(10, None, None)
+    whole = searched(budget, told=optimizer(name), scorer=Hill())
+    assert len(whole.candidates) == len(BASELINES) + 10
+    for count in range(len(whole.candidates) + 1):
+        scorer = Hill()
+        resumed = searched(budget, prefix(whole, count), scorer, optimizer(name))
+        assert plain(resumed.candidates) == plain(whole.candidates), f"cut after {count}"
+        again = max(0, len(BASELINES) - count) if count >= 2 else len(BASELINES)
+        assert len(scorer.measured) == again + 10 - max(0, count - len(BASELINES))
+
+
+def test_a_resumed_study_with_a_failure_ends_as_one_never_cut() -> None:
+    budget = Budget(9, None, None)
+    whole = searched(budget, scorer=Hill(failing=[2, 6]))
+    for count in range(len(BASELINES) + 2, len(whole.candidates) + 1):
+        done = count - len(BASELINES)
+        resumed = searched(budget, prefix(whole, count), Hill(failing=[n - done for n in (2, 6)]))
+        assert plain(resumed.candidates) == plain(whole.candidates)
+
+
+def test_a_larger_budget_goes_on_with_the_same_candidates() -> None:
+    whole = searched(Budget(14, None, None))
+    short = searched(Budget(5, None, None))
+    assert plain(short.candidates) == plain(whole.candidates)[: len(short.candidates)]
+    assert plain(searched(Budget(14, None, None), short).candidates) == plain(whole.candidates)
+
+
+def test_a_finished_study_measures_nothing() -> None:
+    record, scorer = searched(Budget(6, None, None)), Hill()
+    searched(Budget(6, None, None), record, scorer)
+    assert scorer.measured == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "proposed"),
+    [
+        (Budget(7, None, None), 7),
+        (Budget(None, None, ITEMS * (len(BASELINES) + 6)), 6),
+        (Budget(None, None, ITEMS * (len(BASELINES) + 6) + 1), 7),
+        (Budget(None, len(BASELINES) + 5.0, None), 5),
+        (Budget(9, 1e9, ITEMS * (len(BASELINES) + 4)), 4),
+        (Budget(None, None, 1), 0),
+    ],
+)
+def test_a_budget_ends_the_search_whichever_is_first(budget: Budget, proposed: int) -> None:
+    assert len(searched(budget).proposed) == proposed
+
+
+def test_a_converged_optimizer_ends_the_search() -> None:
+    told = optimizer()
+    told.converged = lambda: len(told.values) == 2  # type: ignore[method-assign]
+    assert len(searched(ENDLESS, told=told).proposed) == 2 * POPULATION
+
+
+def test_a_failed_candidate_is_recorded_with_its_reason_and_told_as_worst() -> None:
+    told = optimizer()
+    record = searched(Budget(2 * POPULATION, None, None), scorer=Hill(failing=[3]), told=told)
+    failed = record.proposed[2]
+    assert (failed.label, failed.value, failed.error) == ("c3", None, "logits are NaN.")
+    assert told.values[0][2] is None
+    assert len(record.proposed) == 2 * POPULATION
+
+
+def test_a_parent_that_cannot_be_scored_ends_the_study_before_anything_is_recorded() -> None:
+    class Broken(Hill):
+        def measure(self, recipe: Recipe) -> Measurement:
+            found = super().measure(recipe)
+            return dataclasses.replace(found, error="no luck.") if recipe == BASELINES["y"] else found
+
+    record = new_record()
+    with pytest.raises(CandidateError, match=r"A parent cannot be scored.* y: no luck\."):
+        searched(ENDLESS, record, Broken())
+    assert record.candidates == ()
+
+
+def test_another_optimizer_than_the_recorded_one_is_noticed() -> None:
+    record = searched(Budget(5, None, None))
+    with pytest.raises(RecordError, match="c1 was recorded at another point than is proposed"):
+        searched(Budget(8, None, None), record, told=optimizer(seed=1))
+
+
+@pytest.mark.parametrize("kind", ["normalized_mean", "worst"])
+def test_a_normalised_objective_takes_its_scale_from_the_parents(kind: str) -> None:
+    record = searched(Budget(4, None, None), kind=kind)
+    values = {c.label: c.value for c in record.baselines}
+    assert sorted([values["x"], values["y"]]) == [0.0, 1.0]  # type: ignore[type-var]
+    whole = searched(Budget(8, None, None), kind=kind)
+    resumed = searched(Budget(8, None, None), record, kind=kind)
+    assert plain(resumed.candidates) == plain(whole.candidates)
+
+
+# EngineScorer: a recipe through an engine and a split.
+
+
+class Slow:
+    """An engine that takes known times, and fails when told to."""
+
+    max_length = 64
+
+    def __init__(self) -> None:
+        self.applied: list[str] = []
+        self.raises: Exception | None = None
+
+    def apply(self, recipe: Recipe) -> Applied:
+        if self.raises is not None:
+            raise self.raises
+        self.applied.append(recipe.digest)
+        time.sleep(0.02)
+        return Applied(recipe.digest, 0.005)
+
+
+class Items:
+    """A split of five items on which everything scores the same."""
+
+    size = ITEMS
+
+    def score(self, _: Any) -> Score:
+        time.sleep(0.01)
+        return Score({"hill": TaskOutcomes(np.full(ITEMS, 0.5), np.ones(ITEMS))}, 0.01)
+
+    def scores(self, outcomes: Mapping[str, TaskOutcomes]) -> dict[str, float]:
+        return {task: table.mean() for task, table in outcomes.items()}
+
+
+def scorer_of(engine: Slow, *records: Record) -> EngineScorer:
+    return EngineScorer(engine, Items(), records)  # type: ignore[arg-type]
+
+
+def test_a_measurement_is_the_splits_score_of_the_applied_recipe() -> None:
+    engine = Slow()
+    recipe = BASELINES["average"]
+    found = scorer_of(engine).measure(recipe)
+    assert engine.applied == [recipe.digest]
+    assert (found.scores, found.items, found.weights_digest, found.error) == ({"hill": 0.5}, 5, recipe.digest, None)
+
+
+def test_the_phases_leave_nothing_of_the_wall_time_out() -> None:
+    started = time.perf_counter()
+    scorer = scorer_of(Slow())
+    measured = []
+    for recipe in BASELINES.values():
+        time.sleep(0.005)  # the time between candidates belongs to the next one
+        measured.append(scorer.measure(recipe))
+    wall = time.perf_counter() - started
+    assert math.fsum(m.seconds["total"] for m in measured) == pytest.approx(wall, abs=0.005)
+    for seconds in (m.seconds for m in measured):
+        assert seconds["merge"] == 0.005
+        assert seconds["swap"] >= 0.015
+        assert seconds["score"] == 0.01
+        assert seconds["total"] >= 0.005 + sum(seconds[phase] for phase in ("merge", "swap", "score"))
+
+
+def test_an_equal_recipe_is_not_scored_twice() -> None:
+    record, engine = new_record(), Slow()
+    scorer = scorer_of(engine, new_record(), record)
+    recipe = BASELINES["average"]
+    first = scorer.measure(recipe)
+    record.add(Proposal("average", 0, recipe), first, 0.5)
+    again = scorer.measure(recipe)
+    assert engine.applied == [recipe.digest]
+    assert (again.scores, again.weights_digest, again.items) == (first.scores, first.weights_digest, 0)
+    assert again.outcomes["hill"].values.tobytes() == first.outcomes["hill"].values.tobytes()
+    assert {phase: again.seconds[phase] for phase in ("merge", "swap", "score")} == {
+        "merge": 0.0,
+        "swap": 0.0,
+        "score": 0.0,
+    }
+
+
+def test_a_recipe_that_failed_is_tried_again() -> None:
+    record, engine = new_record(), Slow()
+    scorer = scorer_of(engine, record)
+    recipe = BASELINES["average"]
+    engine.raises = CanaryError("canary: no.")
+    failed = scorer.measure(recipe)
+    record.add(Proposal("average", 0, recipe), failed, None)
+    assert (failed.error, failed.items, failed.scores, failed.outcomes) == ("canary: no.", 0, {}, {})
+    engine.raises = None
+    assert scorer.measure(recipe).error is None
+
+
+def test_an_engine_that_dies_ends_the_search() -> None:
+    engine = Slow()
+    engine.raises = EngineError("the worker died.")
+    with pytest.raises(EngineError):
+        scorer_of(engine).measure(BASELINES["average"])
