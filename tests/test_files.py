@@ -77,6 +77,14 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error:
     assert names(tmp_path / "out") == ["old"]
 
 
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    for left in ("out.99999.partial", "out.99999.old", "outer.99999.partial"):
+        (tmp_path / left).mkdir()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out", "outer.99999.partial"]
+
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -218,6 +218,13 @@ def test_a_failed_candidate_is_recorded_with_its_reason_and_told_as_worst() -> N
     assert len(record.proposed) == 2 * POPULATION
 
 
+def test_a_generation_in_which_all_fail_ends_the_search() -> None:
+    record = new_record()
+    with pytest.raises(CandidateError, match=r"Every candidate of generation 2 failed.*logits are NaN\."):
+        searched(ENDLESS, record, Hill(failing=range(POPULATION + 1, 100)))
+    assert len(record.proposed) == 2 * POPULATION
+
+
 def test_a_parent_that_cannot_be_scored_ends_the_study_before_anything_is_recorded() -> None:
     class Broken(Hill):
         def measure(self, recipe: Recipe) -> Measurement:

@@ -36,6 +36,9 @@ def main() -> None:
     except HeterosisError as error:
         _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -129,7 +132,7 @@ def _print_result(result: dict[str, Any]) -> None:
         ("lineage.db", "the lineage: mlflow ui --backend-store-uri sqlite:///" + str(folder / "lineage.db")),
     ):
         if (folder / path).exists():
-            console.print(f"  {folder / path}  {what}", soft_wrap=True, highlight=False)
+            console.print(f"  {_plain(str(folder / path))}  {_plain(what)}", soft_wrap=True, highlight=False)
 
 
 def _words(value: Any) -> str:

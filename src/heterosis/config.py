@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from heterosis.errors import StudyError
 
 METHOD_NAMES = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+# Names under which the program itself speaks of merges.
+RESERVED_NAME = re.compile(r"base|all|average|mean.*|c\d+")
+RESERVED_WORDS = "base, all, average, mean…, c1, c2, …"
 RESERVED_OPTIONS = {"model", "worker_extension_cls", "enable_prefix_caching", "seed"}
 
 
@@ -198,7 +202,19 @@ class EngineConfig(Config):
             raise ValueError("trust_remote_code would run code from the model's folder; it is not supported")
         if reserved := sorted(RESERVED_OPTIONS & set(options)):
             raise ValueError(f"{reserved[0]} is set by the study itself; remove it")
+        length = options.get("max_model_len", 8)
+        if not isinstance(length, int) or isinstance(length, bool) or length < 8:
+            raise ValueError(f"max_model_len must be a whole number of at least 8 tokens, not {length!r}")
+        if options.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"dtype must be float32, float16 or bfloat16, not {options['dtype']!r}")
         return options
+
+    @model_validator(mode="after")
+    def _known(self) -> EngineConfig:
+        unknown = sorted(set(self.options) - {"max_model_len", "device", "dtype"})
+        if self.kind == "transformers" and unknown:
+            raise ValueError(f"the transformers engine takes max_model_len, device and dtype, not {unknown[0]}")
+        return self
 
 
 class Study(Config):
@@ -245,8 +261,8 @@ class Study(Config):
     @classmethod
     def _named(cls, parents: dict[str, Model]) -> dict[str, Model]:
         for name in parents:
-            if name in ("base", "all") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"{name!r} cannot name a parent: use letters, digits, - and _; not base, not all")
+            if RESERVED_NAME.fullmatch(name) or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"{name!r} cannot name a parent: use letters, digits, - and _; not {RESERVED_WORDS}")
         return parents
 
     @property
@@ -261,11 +277,13 @@ def load_study(path: Path) -> Study:
     content = read_yaml(path)
     study = _validate(Study, content, path)
     space = study.space
+    if "space" not in content and study.method is not None:
+        space = SpaceConfig(method=study.method)
     if isinstance(space, str):
         found = find_space(space, path.parent)
         space = _validate(SpaceConfig, read_yaml(found), found)
     if study.method is not None and study.method != space.method:
-        inline = content.get("space", {})
+        inline = content["space"]
         if not isinstance(inline, dict) or "method" in inline:
             raise StudyError(f"{path}: method is {study.method}, its space is for {space.method}. Drop one of them.")
         space = space.model_copy(update={"method": study.method})

@@ -35,7 +35,8 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `path` (and replaces what was there) only if the block succeeds."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in (*path.parent.glob(f"{path.name}.*.partial"), *path.parent.glob(f"{path.name}.*.old")):
+        shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     temporary.mkdir(parents=True)
     try:
         yield temporary

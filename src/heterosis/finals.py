@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,23 +40,30 @@ def finalists(searched: Record, space: Space, mean: Genome | None, count: int) -
     return found
 
 
-def score_all(proposals: Sequence[Proposal], scorer: Scorer, objective: Objective, record: Record) -> None:
-    """Score what the record does not have yet."""
+def score_all(
+    proposals: Sequence[Proposal], scorer: Scorer, objective: Objective, record: Record, required: Collection[str]
+) -> None:
+    """Score what the record does not have yet. A `required` one that fails is not recorded, so a rerun tries again."""
     known = {candidate.label for candidate in record.candidates}
     for proposal in proposals:
         if proposal.label not in known:
             measured = scorer.measure(proposal.recipe)
+            if measured.error is not None and proposal.label in required:
+                raise CandidateError(
+                    f"{record.name}: {proposal.label} could not be scored ({measured.error}). Run again."
+                )
             value = None if measured.error is not None else objective.number(measured.scores)
             record.add(proposal, measured, value)
 
 
-def choose(selected: Record, parents: Sequence[str]) -> Choice:
-    """The best of each kind on the selection split; a tie goes to the one recorded first, so to a baseline."""
-    scored = [candidate for candidate in selected.candidates if candidate.value is not None]
+def choose(selected: Record, parents: Collection[str], among: Collection[str]) -> Choice:
+    """The best of each kind on the selection split; a tie goes to the one recorded first, so to a baseline.
+
+    `among`: labels of this search's finalists. A shorter search of the same study may have left others in the record.
+    """
+    scored = [c for c in selected.candidates if c.value is not None and c.label in among]
     baselines = [candidate for candidate in scored if candidate.is_baseline]
     own = [candidate for candidate in baselines if candidate.label in parents]
-    if not own:
-        raise CandidateError("No parent could be scored on the selection split, so there is nothing to compare with.")
     return Choice(*(max(group, key=_value).label for group in (scored, own, baselines)))
 
 
@@ -85,6 +92,10 @@ class Evidence:
             "tasks": {task: found._asdict() for task, found in tasks.items()},
         }
 
+    def value(self, label: str) -> float:
+        """Objective of one candidate."""
+        return _value(self._candidates[label])
+
     def difference(self, label: str, others: Sequence[str]) -> Interval:
         """Objective of one candidate minus the mean of others, over the same draws of items."""
         rows = [self._rows[other] for other in others]
@@ -93,34 +104,43 @@ class Evidence:
         return interval(_value(self._candidates[label]) - there, draws)
 
 
-def claims(evidence: Evidence, choice: Choice, parents: Sequence[str]) -> dict[str, Any]:
-    """Best-parent and mid-parent heterosis and the gain over the best baseline, and the verdict in words."""
+def claims(evidence: Evidence, choice: Choice, parents: Sequence[str], openings: int = 1) -> dict[str, Any]:
+    """Best-parent and mid-parent heterosis and the gain over the best baseline, and the verdict in words.
+
+    The best parent is the one with the highest score on this very split, which can only make the claim harder.
+    """
+    best = max(parents, key=evidence.value)
+    against = {parent: evidence.difference(choice.winner, [parent]) for parent in parents}
     found = {
-        "best_parent": {
-            "against": choice.best_parent,
-            **evidence.difference(choice.winner, [choice.best_parent])._asdict(),
-        },
+        "best_parent": {"against": best, **against[best]._asdict()},
         "mid_parent": {"against": list(parents), **evidence.difference(choice.winner, parents)._asdict()},
         "best_baseline": {
             "against": choice.best_baseline,
             **evidence.difference(choice.winner, [choice.best_baseline])._asdict(),
         },
     }
-    return {"heterosis": found, "verdict": verdict(choice, found)}
+    words = verdict(choice, found, beats_all=all(each.low > 0.0 for each in against.values()))
+    if openings > 1:
+        words += f", which was opened {openings} times"
+    return {
+        "heterosis": found,
+        "against_each_parent": {parent: each._asdict() for parent, each in against.items()},
+        "verdict": words,
+    }
 
 
-def verdict(choice: Choice, heterosis: Mapping[str, Mapping[str, Any]]) -> str:
+def verdict(choice: Choice, heterosis: Mapping[str, Mapping[str, Any]], beats_all: bool) -> str:
     """The result in one sentence."""
     parent, baseline = heterosis["best_parent"], heterosis["best_baseline"]
-    over = f"best-parent heterosis {_signed(parent)} against {choice.best_parent}"
-    if parent["low"] <= 0.0:
+    over = f"best-parent heterosis {_signed(parent)} against {parent['against']}"
+    if not beats_all:
         return f"no improvement shown: {choice.winner} has {over} on the test split"
     if choice.winner == choice.best_baseline:
-        return f"{choice.winner}, a baseline, is the best found: {over} on the test split"
+        return f"{choice.winner}, a baseline, is the best found and beats every parent: {over} on the test split"
+    gain = f"{_signed(baseline)} against {choice.best_baseline}, the best baseline"
     if baseline["low"] <= 0.0:
-        gain = _signed(baseline)
-        return f"{choice.winner} beats every parent ({over}); no improvement shown over {choice.best_baseline} ({gain})"
-    return f"{choice.winner} beats every parent and baseline: {over} on the test split"
+        return f"{choice.winner} beats every parent ({over}); no improvement shown over baselines ({gain}), test split"
+    return f"{choice.winner} beats every parent and the best baseline: {over}, {gain}, on the test split"
 
 
 def _signed(found: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
             record.listen(lambda candidate, split=split: watcher.recorded(split, candidate))
             if mirror is not None:
                 record.listen(lambda _: mirror.wake())
-        engine = LazyEngine(prepared, watcher)
+        engine = LazyEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
         choice = _search_and_select(prepared, records, engine, watcher)
         result = _certify(prepared, records, choice, engine, watcher)
@@ -99,15 +99,16 @@ def open_lineage(prepared: Prepared) -> Lineage | None:
 
 def _write_resolved(prepared: Prepared) -> None:
     resolved = yaml.safe_dump(masked(prepared.config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
-    write_text(prepared.folder / "study.yaml", resolved)
+    write_text(prepared.folder / "resolved.yaml", resolved)
     write_json(prepared.folder / "panel.json", prepared.panel.manifest() | {"digest": prepared.panel.digest})
 
 
 class LazyEngine:
     """Starts the engine at the first question, so a finished study is shown without one."""
 
-    def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
+    def __init__(self, prepared: Prepared, record: Record, watcher: Watcher) -> None:
         self._prepared = prepared
+        self._record = record
         self._watcher = watcher
         self._engine: Engine | None = None
 
@@ -116,11 +117,8 @@ class LazyEngine:
         if self._engine is None:
             self._watcher.stage(f"starting {self._prepared.config.engine.kind}")
             self._engine = start_engine(self._prepared)
+            self._record.note("engine", self._engine.describe())
         return self._engine
-
-    def describe(self) -> dict[str, Any] | None:
-        """What the engine says of itself, if it runs."""
-        return None if self._engine is None else self._engine.describe()
 
     def close(self) -> None:
         """Stop it."""
@@ -166,10 +164,9 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LazyEngine,
     search(prepared.space, prepared.baselines, optimizer, scorer, prepared.objective, records.search, budget)
     watcher.stage("scoring finalists on the selection split")
     final = finalists(records.search, prepared.space, optimizer.mean(), config.finalists)
-    score_all(
-        final, _LazyScorer(engine, prepared, "selection", records.selection), prepared.objective, records.selection
-    )
-    return choose(records.selection, list(config.parents))
+    scorer = _LazyScorer(engine, prepared, "selection", records.selection)
+    score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
+    return choose(records.selection, set(config.parents), {proposal.label for proposal in final})
 
 
 def _optimizer(prepared: Prepared) -> Optimizer:
@@ -192,13 +189,12 @@ def _certify(
         records.test.note("openings", [*openings, {"candidates": missing, "searched": len(records.search.proposed)}])
         chosen = [selected[label] for label in missing]
         proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
-        score_all(proposals, _LazyScorer(engine, prepared, "test", records.test), prepared.objective, records.test)
-    return _result(prepared, records, choice, wanted, engine.describe())
+        scorer = _LazyScorer(engine, prepared, "test", records.test)
+        score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
+    return _result(prepared, records, choice, wanted)
 
 
-def _result(
-    prepared: Prepared, records: Records, choice: Choice, wanted: list[str], engine: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _result(prepared: Prepared, records: Records, choice: Choice, wanted: list[str]) -> dict[str, Any]:
     config = prepared.config
     parents = list(config.parents)
     splits = prepared.panel.splits
@@ -215,13 +211,11 @@ def _result(
             if label in shown and (split != "test" or label in wanted):
                 row[split] = evidence[split].row(label)
         table.append(row)
-    described = engine or records.search.noted("engine")
-    if engine is not None:
-        records.search.note("engine", dict(engine))
+    openings = records.test.noted("openings") or []
     winner = tested[choice.winner]
     return {
         "study": config.name,
-        **claims(evidence["test"], choice, parents),
+        **claims(evidence["test"], choice, parents, len(openings)),
         "winner": choice.winner,
         "best_parent": choice.best_parent,
         "best_baseline": choice.best_baseline,
@@ -235,11 +229,11 @@ def _result(
         "objective": config.objective,
         "items": {split: splits[split].size for split in SPLITS},
         "table": table,
-        "test_openings": records.test.noted("openings") or [],
+        "test_openings": openings,
         "time": time_spent(records.search.candidates),
         "sources": {name: member.digest for name, member in prepared.family.members.items()},
         "panel_digest": prepared.panel.digest,
-        "engine": described,
+        "engine": records.search.noted("engine"),
         "seed": config.seed,
         "command": f"heterosis run {prepared.path}",
         "python": sys.version.split()[0],

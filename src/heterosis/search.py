@@ -76,6 +76,9 @@ def search(
                 )
             values.append(candidate.value)
             told += 1
+        if all(value is None for value in values) and len(values) > 1:
+            reason = record.proposed[told - 1].error
+            raise CandidateError(f"Every candidate of generation {generation} failed, so the search stops: {reason}")
         optimizer.tell(genomes, values)
         generation += 1
 

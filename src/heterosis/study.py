@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from heterosis.checkpoints import Family, ModelRef, open_family, resolve
+from heterosis.checkpoints.source import is_hub_snapshot
 from heterosis.config import Model, Study, load_study
 from heterosis.errors import StudyError
 from heterosis.evaluation.engine import Sources, compute_dtype, context_length
@@ -112,7 +113,10 @@ def _blank_recipe(config: Study, family: Family) -> Recipe:
     dtype = config.dtype or _main_dtype(family)
 
     def source(name: str, model: Model) -> Source:
-        return Source(name=name, model=model.model, revision=model.revision, digest=family.members[name].digest)
+        member = family.members[name]
+        if is_hub_snapshot(member.folder):
+            return Source(name=name, model=model.model, revision=member.folder.name, digest=member.digest)
+        return Source(name=name, model=str(member.folder), digest=member.digest)
 
     return Recipe(
         method="task_arithmetic",

@@ -27,12 +27,11 @@ def write_study(folder: Path, family: Path, **changes: Any) -> Path:
     study = yaml.safe_load((family.parent / "demo.yaml").read_text())
     study["base"] = str(family.parent / study["base"])
     study["parents"] = {name: str(family.parent / path) for name, path in study["parents"].items()}
-    for task in study["tasks"]:
-        task["task"] = str(family.parent / task["task"])
+    study["tasks"] = [str(family.parent / task) for task in study["tasks"]]
     study |= {"splits": {"search": 40, "selection": 40, "test": 100}, "budget": {"candidates": CANDIDATES}} | changes
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(study))
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
     return path
 
 

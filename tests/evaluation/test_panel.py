@@ -19,7 +19,7 @@ from heterosis.builder import Builder
 from heterosis.errors import CandidateError, TaskError
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood, Sources
 from heterosis.evaluation.panel import SPLITS, Panel, SplitName, TaskOutcomes, deal
-from heterosis.evaluation.tasks import PanelTask, TaskChoice, read_task_file
+from heterosis.evaluation.tasks import Item, PanelTask, TaskChoice, read_task_file
 from heterosis.evaluation.transformers_engine import TransformersEngine
 from heterosis.export import export
 
@@ -70,7 +70,11 @@ def choice_task(folder: Path, model: Path, docs: list[dict[str, Any]], **choice:
     return load_one(folder, TaskChoice(write_task(folder, "choice", docs), **choice), model)
 
 
-def keys(hands: dict[SplitName, list[Any]]) -> dict[str, set[str]]:
+def dealt(task: PanelTask, sizes: dict[SplitName, float], seed: int = 0) -> dict[SplitName, list[Item]]:
+    return deal([task], sizes, seed)[task.name]
+
+
+def keys(hands: dict[SplitName, list[Item]]) -> dict[str, set[str]]:
     return {split: {item.key for item in items} for split, items in hands.items()}
 
 
@@ -86,21 +90,21 @@ def fifty(base: Path, tmp_path_factory: pytest.TempPathFactory) -> PanelTask:
 
 
 def test_splits_are_disjoint_and_fractions_cover_all_items(fifty: PanelTask) -> None:
-    hands = deal(fifty, THIRDS, seed=0)
+    hands = dealt(fifty, THIRDS)
     assert [len(hands[split]) for split in SPLITS] == [20, 15, 15]
     found = keys(hands)
     assert len(found["search"] | found["selection"] | found["test"]) == 50
 
 
 def test_counts_deal_so_many_items(fifty: PanelTask) -> None:
-    hands = deal(fifty, {"search": 7, "selection": 11, "test": 0.2}, seed=0)
+    hands = dealt(fifty, {"search": 7, "selection": 11, "test": 0.2})
     assert [len(hands[split]) for split in SPLITS] == [7, 11, 10]
     assert [item.doc_id for item in hands["search"]] == sorted(item.doc_id for item in hands["search"])
 
 
 def test_a_seed_decides_the_deal(fifty: PanelTask) -> None:
-    assert deal(fifty, THIRDS, seed=3) == deal(fifty, THIRDS, seed=3)
-    assert keys(deal(fifty, THIRDS, seed=3)) != keys(deal(fifty, THIRDS, seed=4))
+    assert dealt(fifty, THIRDS, seed=3) == dealt(fifty, THIRDS, seed=3)
+    assert keys(dealt(fifty, THIRDS, seed=3)) != keys(dealt(fifty, THIRDS, seed=4))
 
 
 def test_the_deal_does_not_depend_on_the_order_in_the_file(base: Path, tmp_path: Path) -> None:
@@ -108,13 +112,13 @@ def test_the_deal_does_not_depend_on_the_order_in_the_file(base: Path, tmp_path:
     moved = random.Random(5).sample(docs, len(docs))
     one = choice_task(tmp_path / "one", base, docs)
     other = choice_task(tmp_path / "other", base, moved)
-    assert keys(deal(one, THIRDS, 0)) == keys(deal(other, THIRDS, 0))
+    assert keys(dealt(one, THIRDS)) == keys(dealt(other, THIRDS))
 
 
 def test_duplicates_stay_together(base: Path, tmp_path: Path) -> None:
     docs = choice_docs(12)
     task = choice_task(tmp_path, base, docs + docs[::2] + docs[::3])
-    hands = deal(task, THIRDS, 0)
+    hands = dealt(task, THIRDS)
     found = keys(hands)
     assert [len(found[split]) for split in SPLITS] == [5, 4, 3]
     assert not found["search"] & found["selection"]
@@ -123,15 +127,38 @@ def test_duplicates_stay_together(base: Path, tmp_path: Path) -> None:
     assert sum(len(items) for items in hands.values()) == len(task.items) == 22
 
 
+def test_a_document_that_two_tasks_share_lies_in_one_split(base: Path, tmp_path: Path) -> None:
+    docs = choice_docs(24)
+    write_task(tmp_path, "one", docs[:16])
+    write_task(tmp_path, "other", docs[8:], doc_to_text="{{prompt}} w3")
+    hands = deal(load_all(tmp_path, ["one.yaml", "other.yaml"], base), THIRDS, 0)
+    of_one, of_other = keys(hands["one"]), keys(hands["other"])
+    for split in SPLITS:
+        for elsewhere in set(SPLITS) - {split}:
+            assert not of_one[split] & of_other[elsewhere]
+    assert sum(len(of_one[split] & of_other[split]) for split in SPLITS) >= 7
+
+
+def test_items_that_ask_the_same_prompt_lie_in_one_split(base: Path, tmp_path: Path) -> None:
+    docs = choice_docs(12)
+    twins = [doc | {"note": "another document, the same question"} for doc in docs]
+    task = choice_task(tmp_path, base, docs + twins)
+    hands = dealt(task, THIRDS)
+    prompts = {split: {item.prompt_hash for item in items} for split, items in hands.items()}
+    assert [len(items) for items in hands.values()] == [2 * len(prompts[split]) for split in SPLITS]
+    assert not prompts["search"] & prompts["selection"]
+    assert not (prompts["search"] | prompts["selection"]) & prompts["test"]
+
+
 def test_a_limit_keeps_so_many_distinct_items(base: Path, tmp_path: Path) -> None:
     docs = choice_docs(30)
-    hands = deal(choice_task(tmp_path / "few", base, docs, limit=10), THIRDS, 0)
+    hands = dealt(choice_task(tmp_path / "few", base, docs, limit=10), THIRDS)
     assert [len(hands[split]) for split in SPLITS] == [4, 3, 3]
 
 
 def test_too_few_items_for_the_splits_are_refused(fifty: PanelTask) -> None:
     with pytest.raises(TaskError, match=r"50 distinct items are too few for splits search 40, selection 20, test 1"):
-        deal(fifty, {"search": 40, "selection": 20, "test": 1}, 0)
+        dealt(fifty, {"search": 40, "selection": 20, "test": 1})
 
 
 def test_the_manifest_pins_every_item_once(fifty: PanelTask) -> None:

@@ -176,6 +176,37 @@ def test_outcomes_are_the_tasks_own_metric(tmp_path: Path, base: Path) -> None:
     assert [outcome.value for outcome in task.outcomes(task.items[2:4], right[2:4])] == [1.0] * 2
 
 
+def test_an_empty_text_has_no_weight(tmp_path: Path, base: Path) -> None:
+    config = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
+    }
+    task = load_one(tmp_path, write_task(tmp_path, "mine", [{"text": "w3 w4"}, {"text": ""}], config), base)
+    full, empty = task.outcomes(task.items, [[-6.0], [0.0]])
+    assert full.weight == 5.0
+    assert (empty.value, empty.weight) == (0.0, 0.0)
+
+
+def test_a_template_cannot_reach_pythons_insides(tmp_path: Path, base: Path) -> None:
+    write_task(tmp_path, "mine", choice_docs(4), doc_to_text="{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    assert "SecurityError" in refused(tmp_path, "mine.yaml", base)
+
+
+def test_sampling_several_answers_is_refused(tmp_path: Path, base: Path) -> None:
+    config = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "w3",
+        "generation_kwargs": {"until": ["w4"], "do_sample": True, "temperature": 0.7},
+        "repeats": 3,
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    write_task(tmp_path, "mine", choice_docs(4), config)
+    assert "repeats with sampling" in refused(tmp_path, "mine.yaml", base)
+
+
 @pytest.mark.parametrize(
     ("metric", "aggregation", "logprob", "score"),
     [

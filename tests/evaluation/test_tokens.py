@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 
-from heterosis.errors import TaskError
+from heterosis.errors import CheckpointError, TaskError
 from heterosis.evaluation.engine import Continuation, Generation
 from heterosis.evaluation.tokens import DEFAULT_MAX_TOKENS, RollingWindows, Tokenizer
 
@@ -50,10 +50,10 @@ def test_an_empty_context_is_the_beginning_of_sequence(tokenizer: Tokenizer) -> 
 def test_a_long_context_loses_its_beginning(tokenizer: Tokenizer) -> None:
     request = asked(tokenizer, "loglikelihood", text(0, 40), " w5 w6")
     assert request.target == (5, 6)
-    assert request.context == tuple(tokenizer.tok_encode(text(0, 40)))[-(LENGTH - 2) :]
+    assert request.context == tuple(tokenizer.tok_encode(text(0, 40)))[-(LENGTH - 3) :]  # one token is left for vLLM to generate
 
 
-@pytest.mark.parametrize("count", [LENGTH, LENGTH + 5])
+@pytest.mark.parametrize("count", [LENGTH - 1, LENGTH + 5])
 def test_a_continuation_that_leaves_no_context_is_refused(tokenizer: Tokenizer, count: int) -> None:
     with pytest.raises(TaskError, match=rf"{count} tokens does not fit the engine's {LENGTH}\. Raise"):
         asked(tokenizer, "loglikelihood", "w3", " " + text(0, count))
@@ -70,7 +70,7 @@ def test_windows_cover_a_text_once_and_fit_the_engine(tokenizer: Tokenizer, coun
     assert isinstance(request, RollingWindows)
     tokens = tuple(tokenizer.tok_encode(text(0, count)))
     assert sum((window.target for window in request.windows), ()) == tokens
-    assert all(len(window.context) + len(window.target) <= LENGTH for window in request.windows)
+    assert all(len(window.context) + len(window.target) < LENGTH for window in request.windows)
     assert request.windows[0].context == (BOS,)
     seen = 0
     for before, window in pairwise(request.windows):
@@ -108,6 +108,26 @@ def test_decoding_is_greedy_unless_the_task_samples(
 ) -> None:
     request = asked(tokenizer, "generate_until", "w3", {"until": [], "max_gen_toks": 2, **settings})
     assert request.temperature == temperature
+
+
+def test_a_decoding_setting_that_the_engines_do_not_know_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TaskError, match="generation_kwargs: repetition_penalty is not supported"):
+        asked(tokenizer, "generate_until", "w3", {"until": [], "repetition_penalty": 1.1})
+
+
+@pytest.mark.parametrize("broken", ["missing", "no end of text"])
+def test_a_folder_without_a_usable_tokenizer_is_refused_in_one_line(
+    tiny_family: FamilyFolder, tmp_path: Path, broken: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    if broken == "no end of text":
+        tokenizer = AutoTokenizer.from_pretrained(tiny_family() / "base")
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no tokenizer that|no end-of-sequence token") as caught:
+        Tokenizer(tmp_path, LENGTH)
+    assert "\n" not in str(caught.value)
 
 
 def test_requests_keep_the_order_of_the_instances(tokenizer: Tokenizer) -> None:

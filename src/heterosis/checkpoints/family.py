@@ -22,6 +22,7 @@ class Family:
         self.base = base
         self.parents = dict(parents)
         for name, parent in self.parents.items():
+            _check_config(base, parent, name)
             _check_tensors(base, parent, name)
             _check_vocabulary(base, parent, name)
         self.names = storage_order(base.specs)
@@ -40,6 +41,43 @@ class Family:
 def open_family(base: Path, parents: Mapping[str, Path]) -> Family:
     """Open and check a family. Errors name the tensor, both shapes and the remedy."""
     return Family(Checkpoint(base, "base"), {name: Checkpoint(path, name) for name, path in parents.items()})
+
+
+# What changes a forward pass although every tensor fits.
+FORWARD_KEYS = (
+    "model_type",
+    "hidden_act",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "sliding_window",
+    "partial_rotary_factor",
+    "rope_scaling",
+)
+
+
+def _check_config(base: Checkpoint, parent: Checkpoint, name: str) -> None:
+    """A merge runs under the base's configuration, so a parent must not need another."""
+    pairs = [
+        (key, base.config[key], parent.config[key])
+        for key in FORWARD_KEYS
+        if key in base.config and key in parent.config
+    ]
+    pairs.append(("rope_theta", _rope_theta(base), _rope_theta(parent)))
+    for key, ours, theirs in pairs:
+        if ours != theirs:
+            raise CheckpointError(
+                f"{name}: config.json has {key} {theirs}, the base has {ours}. A merge runs under the base's "
+                "configuration, where this parent would be another model: drop it."
+            )
+
+
+def _rope_theta(model: Checkpoint) -> object:
+    parameters = model.config.get("rope_parameters")
+    nested = parameters.get("rope_theta") if isinstance(parameters, dict) else None
+    return model.config.get("rope_theta", nested)
 
 
 def _check_tensors(base: Checkpoint, parent: Checkpoint, name: str) -> None:

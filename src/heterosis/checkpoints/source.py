@@ -37,6 +37,11 @@ def resolve(ref: ModelRef, relative_to: Path | None = None) -> Path:
     return _download(ref)
 
 
+def is_hub_snapshot(folder: Path) -> bool:
+    """Whether a folder is the hub client's copy of one commit, whose hash is then its name."""
+    return folder.parent.name == "snapshots" and (folder.parent.parent / "refs").is_dir()
+
+
 def _download(ref: ModelRef) -> Path:
     from huggingface_hub import snapshot_download
 

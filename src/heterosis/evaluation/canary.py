@@ -20,13 +20,16 @@ from heterosis.evaluation.engine import Continuation, Probe
 # Mean absolute difference in log-probability that rounding may cause: a constant part, and one that grows with the
 # size of the log-probabilities (bf16 keeps three digits).
 ABSOLUTE, RELATIVE = 0.05, 0.03
+# Tokens in the smallest block of a prefix cache.
+BLOCK = 16
 # Largest model, in bytes of weights, that gets a second copy for the comparison.
 REFERENCE_BYTES = 1 << 30
 
 
 def pick_probes(requests: Sequence[Continuation], count: int = 6, length: int = 48) -> list[Probe]:
     """Probes from a panel's own requests: short contexts, spread over the panel, with the targets asked for there."""
-    distinct = list({request.context[-length:]: request for request in requests}.values())
+    # Probes that began alike would share cached prefixes among themselves, which must not look like a stale cache.
+    distinct = list({request.context[-length:][:BLOCK]: request for request in requests}.values())
     step = max(1, len(distinct) // count)
     return [Probe(request.context[-length:], request.target[:1]) for request in distinct[::step][:count]]
 

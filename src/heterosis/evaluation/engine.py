@@ -40,6 +40,13 @@ class Generation(NamedTuple):
     seed: int = 0
 
 
+def cut(text: str, stop: Sequence[str]) -> str:
+    """What comes before the first stop string."""
+    for word in stop:
+        text = text.split(word)[0]
+    return text
+
+
 class Applied(NamedTuple):
     """What an engine says of the recipe that it has just become."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -93,7 +94,7 @@ class Panel:
 
     def __init__(self, tasks: Sequence[PanelTask], sizes: Mapping[SplitName, float], seed: int = 0) -> None:
         self.tasks = {task.name: task for task in tasks}
-        dealt = {name: deal(task, sizes, seed) for name, task in self.tasks.items()}
+        dealt = deal(tasks, sizes, seed)
         self.splits: dict[SplitName, Split] = {
             split: Split(split, self.tasks, {name: hands[split] for name, hands in dealt.items()}) for split in SPLITS
         }
@@ -129,30 +130,66 @@ class Panel:
         return pick_probes(found)
 
 
-def deal(task: PanelTask, sizes: Mapping[SplitName, float], seed: int) -> dict[SplitName, list[Item]]:
-    """Deal a task's items into the splits by the hash of each item; duplicates go where their first copy goes.
+def deal(
+    tasks: Sequence[PanelTask], sizes: Mapping[SplitName, float], seed: int
+) -> dict[str, dict[SplitName, list[Item]]]:
+    """Deal every task's items into the splits, by hash. Task -> split -> items.
 
-    A size below 1 is a fraction of the task's distinct items, any other a number of items.
+    Items that are the same document or ask the same prompt, within a task or across tasks, form a cluster, and a
+    cluster lies in one split only. A size below 1 is a fraction of a task's clusters, any other a number of them.
     """
-    distinct: dict[str, list[Item]] = {}
-    for item in task.items:
-        distinct.setdefault(item.key, []).append(item)
-    order = sorted(distinct, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())[: task.limit]
-    hands: dict[SplitName, list[Item]] = {}
-    start = 0
-    for split in SPLITS:
-        size = sizes[split]
-        count = round(size * len(order)) if 0 < size < 1 else int(size)
-        keys = order[start : start + count]
-        if len(keys) < count - 1 or not keys:
-            wanted = ", ".join(f"{name} {sizes[name]:g}" for name in SPLITS)
-            raise TaskError(
-                f"{task.name}: {len(order)} distinct items are too few for splits {wanted}. "
-                "Set smaller splits, or fractions that sum to at most 1."
-            )
-        hands[split] = sorted((item for key in keys for item in distinct[key]), key=lambda item: item.doc_id)
-        start += count
-    return hands
+    cluster = _clusters(tasks)
+    home: dict[str, SplitName] = {}
+    dealt = {}
+    for task in tasks:
+        members: dict[str, list[Item]] = {}
+        for item in task.items:
+            members.setdefault(cluster[item.key], []).append(item)
+        order = sorted(members, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())[: task.limit]
+        counts = {split: _count(sizes[split], len(order)) for split in SPLITS}
+        hands: dict[SplitName, list[str]] = {
+            split: [key for key in order if home.get(key) == split] for split in SPLITS
+        }
+        free = iter([key for key in order if key not in home])
+        for split in SPLITS:
+            hands[split] = hands[split][: counts[split]]
+            hands[split] += itertools.islice(free, counts[split] - len(hands[split]))
+            _check_enough(task, sizes, len(order), len(hands[split]), counts[split])
+            home.update(dict.fromkeys(hands[split], split))
+        dealt[task.name] = {
+            split: sorted((item for key in keys for item in members[key]), key=lambda item: item.doc_id)
+            for split, keys in hands.items()
+        }
+    return dealt
+
+
+def _clusters(tasks: Sequence[PanelTask]) -> dict[str, str]:
+    """Item key -> name of its cluster: the smallest key of all items linked by equal documents or equal prompts."""
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while above.setdefault(name, name) != name:
+            above[name] = above[above[name]]
+            name = above[name]
+        return name
+
+    for item in (item for task in tasks for item in task.items):
+        one, other = sorted((root(item.key), root(item.prompt_hash)))
+        above[other] = one
+    return {item.key: root(item.key) for task in tasks for item in task.items}
+
+
+def _count(size: float, available: int) -> int:
+    return round(size * available) if 0 < size < 1 else int(size)
+
+
+def _check_enough(task: PanelTask, sizes: Mapping[SplitName, float], available: int, got: int, wanted: int) -> None:
+    if got < wanted - 1 or not got:
+        asked = ", ".join(f"{name} {sizes[name]:g}" for name in SPLITS)
+        raise TaskError(
+            f"{task.name}: {available} distinct items are too few for splits {asked}. "
+            "Set smaller splits, or fractions that sum to at most 1."
+        )
 
 
 def _asked(requests: Iterable[Request]) -> Iterable[Continuation | Generation]:

@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
     doc_id: int
     key: str
-    """SHA-256 of task and document: what decides the item's split, and what makes two items duplicates."""
+    """SHA-256 of the document."""
     prompt_hash: str
     """SHA-256 of every token that is asked."""
     requests: tuple[Request, ...]
@@ -90,6 +90,8 @@ class PanelTask:
                 chat_template=tokenizer.apply_chat_template if choice.chat_template else None,
                 tokenizer_name=tokenizer.tokenizer_name,
             )
+        if (task.config.repeats or 1) > 1 and (task.config.generation_kwargs or {}).get("do_sample"):
+            raise TaskError(f"{self.name}: repeats with sampling is not supported. Use a task that decodes greedily.")
         for instance in task.instances:
             self._docs[instance.doc_id] = instance.doc
             self._instances.setdefault(instance.doc_id, []).append(instance)
@@ -101,8 +103,7 @@ class PanelTask:
         for instance, request in zip(task.instances, requests, strict=True):
             by_doc.setdefault(instance.doc_id, []).append(request)
         return [
-            Item(doc_id, _sha256([self.name, self._docs[doc_id]]), _sha256(asked), tuple(asked))
-            for doc_id, asked in by_doc.items()
+            Item(doc_id, _sha256(self._docs[doc_id]), _sha256(asked), tuple(asked)) for doc_id, asked in by_doc.items()
         ]
 
     def outcomes(self, items: Sequence[Item], answers: Sequence[Sequence[Answer]]) -> list[Outcome]:
@@ -131,6 +132,7 @@ class PanelTask:
 
 def load_tasks(choices: Sequence[TaskChoice], tokenizer: Tokenizer, relative_to: Path) -> list[PanelTask]:
     """Load and build the tasks of a study. A group of lm-eval's becomes its member tasks."""
+    _sandbox_templates()
     tasks = []
     for choice in choices:
         for name, task in _load(choice.task, relative_to):
@@ -169,6 +171,21 @@ def _builtin_tasks() -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
+
+
+def _sandbox_templates() -> None:
+    """Render lm-eval's templates in Jinja's sandbox: a template in a task file must not reach Python's insides."""
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    plain = lm_eval.utils.env
+    if isinstance(plain, SandboxedEnvironment):
+        return
+    sandbox = SandboxedEnvironment(
+        loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
+    )
+    sandbox.filters |= plain.filters
+    lm_eval.utils.env = sandbox
 
 
 class _TaskLoader(yaml.SafeLoader):
@@ -276,6 +293,8 @@ def _as_outcome(kind: str, value: Any) -> Outcome:
         return Outcome(-float(value))
     if kind in ("weighted_perplexity", "bits_per_byte"):
         logprob, weight = value
+        if not weight:  # an empty text says nothing
+            return Outcome(0.0, 0.0)
         unit = math.log(2) if kind == "bits_per_byte" else 1.0
         return Outcome(-float(logprob) / weight / unit, float(weight))
     return Outcome(float(value))

@@ -15,10 +15,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, maybe_truncate, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from heterosis.errors import TaskError
+from heterosis.errors import CheckpointError, TaskError
 from heterosis.evaluation.engine import Continuation, Generation
 
 DEFAULT_MAX_TOKENS = 256
+DECODING = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 
 
 class RollingWindows(NamedTuple):
@@ -37,7 +38,13 @@ class Tokenizer(TemplateLM):  # type: ignore[misc]
         from transformers import AutoTokenizer
 
         super().__init__()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises whatever the files lead it to
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({reason}).") from error
+        if self.tokenizer.eos_token_id is None:
+            raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token. Set eos_token in its config.")
         self.max_length = max_length
 
     @property
@@ -97,7 +104,7 @@ class Tokenizer(TemplateLM):  # type: ignore[misc]
             raise TaskError(
                 "a choice or continuation is empty after tokenisation. Mend doc_to_choice or doc_to_target."
             )
-        overflow = len(context) + len(target) - self.max_length
+        overflow = len(context) + len(target) - (self.max_length - 1)
         if overflow >= len(context):
             raise TaskError(
                 f"a continuation of {len(target)} tokens does not fit the engine's {self.max_length}. "
@@ -124,6 +131,8 @@ class Tokenizer(TemplateLM):  # type: ignore[misc]
 
     def _generation(self, context: str, settings: dict[str, Any]) -> Generation:
         settings = normalize_gen_kwargs(settings, DEFAULT_MAX_TOKENS)
+        if unknown := sorted(set(settings) - DECODING):
+            raise TaskError(f"generation_kwargs: {unknown[0]} is not supported; known: {', '.join(sorted(DECODING))}.")
         stop = handle_stop_sequences(settings["until"], eos=self.tokenizer.decode(self.eot_token_id))
         room = self.max_length - 1
         prompt, max_tokens = maybe_truncate(

@@ -19,6 +19,7 @@ from heterosis.evaluation.engine import (
     Sources,
     Tokens,
     context_length,
+    cut,
 )
 from heterosis.evaluation.observed import Observed
 from heterosis.recipe import Recipe
@@ -40,8 +41,14 @@ class TransformersEngine:
         self.max_length = context_length(family.base.config, options.get("max_model_len"))
         self.tokenizer = AutoTokenizer.from_pretrained(sources.base)
         self.dtype = dtype
-        model = AutoModelForCausalLM.from_pretrained(sources.base, dtype=getattr(torch, self.dtype))
-        self.model = model.to(self.device).eval()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(sources.base, dtype=getattr(torch, self.dtype))
+            self.model = model.to(self.device).eval()
+        except Exception as error:  # transformers raises whatever the configuration leads it to
+            reason = " ".join(str(error).split())[:300]
+            raise EngineError(f"transformers cannot load the base ({type(error).__name__}: {reason}).") from error
+        ends = self.model.generation_config.eos_token_id
+        self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         unknown = sorted(set(family.names) - set(self.model.state_dict()))
         if unknown:
             raise EngineError(f"transformers renames {unknown[0]} of this architecture. Set engine.kind: vllm.")
@@ -112,15 +119,14 @@ class TransformersEngine:
             output: Any = self.model(inputs, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             token = int(output.logits[0, -1].argmax())
-            if token == self.tokenizer.eos_token_id:
+            if token in self._ends:
                 break
             tokens.append(token)
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            text = self.tokenizer.decode(tokens)
             if any(stop in text for stop in request.stop):
                 break
             inputs = torch.tensor([[token]], device=self.device)
-        cuts = [text.index(stop) for stop in request.stop if stop in text]
-        return text[: min(cuts)] if cuts else text
+        return cut(text, request.stop)
 
     def describe(self) -> dict[str, Any]:
         """Name, version and settings."""

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import Outcomes, TaskOutcomes
+from heterosis.ledger.redact import masked
 from heterosis.recipe import Recipe
 from heterosis.space import GeneSlot, Genome
 
@@ -158,7 +159,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:  # SQLAlchemy and drivers raise their own types
-        reason = " ".join(str(error).split())[:200]
+        reason = masked(" ".join(str(error).split())[:200])
         raise RecordError(f"record: the storage cannot be opened ({type(error).__name__}: {reason}).") from error
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer is, and how to get one."""
+"""What an optimizer is."""
 
 from __future__ import annotations
 
@@ -26,17 +26,6 @@ class Optimizer(Protocol):
     def converged(self) -> bool:
         """Whether further steps would be too small to matter."""
         ...
-
-
-def make_optimizer(name: str, initial: Genome, sigma: float, population: int, seed: int) -> Optimizer:
-    """An optimizer by the name that study files use."""
-    if name == "cmaes":
-        from heterosis.optimizers.cma import CmaEs
-
-        return CmaEs(initial, sigma, population, seed)
-    from heterosis.optimizers.optuna import OptunaSampler
-
-    return OptunaSampler(name, initial, population, seed)
 
 
 def worst_for_failures(values: Sequence[float | None]) -> list[float]:
