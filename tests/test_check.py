@@ -35,7 +35,7 @@ def checked(tiny_family: FamilyFolder, tmp_path: Path) -> Any:
             "engine": {"kind": "transformers"},
             "output": str(tmp_path / "runs"),
         }
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content | changes))
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content | changes, sort_keys=False))
         return check(tmp_path / "study.yaml")
 
     return facts
@@ -104,5 +104,5 @@ def test_errors_are_those_of_a_run(checked: Any, tmp_path: Path, tiny_family: Fa
         checked(parents={"a": "./none"})
     shutil.copytree(tiny_family() / "a", tmp_path / "odd")
     (tmp_path / "odd" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="a: model.safetensors is not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match=r"a: model\.safetensors is not a readable safetensors file"):
         checked(parents={"a": "odd"})

@@ -187,7 +187,5 @@ def test_the_card_shows_the_test_split_alone(open_tiny: OpenFamily, recipe_for: 
     text = card(recipe_for(open_tiny(), "dare_ties", NUMBERS), RESULTS)
     assert "C7 beats every parent and baseline." in text
     assert "Scores on 40 held-out items" in text
-    assert (
-        "| c7 | 0.7500 [0.5000, 0.8750] | 0.2500 [0.1250, 0.5000] | 0.2500 [0.1250, 0.5000] |" in text
-    )
+    assert "| c7 | 0.7500 [0.5000, 0.8750] | 0.2500 [0.1250, 0.5000] | 0.2500 [0.1250, 0.5000] |" in text
     assert "c9" not in text

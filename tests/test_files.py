@@ -70,9 +70,14 @@ def test_a_new_folder_replaces_the_old_one_entirely(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with pytest.raises(error), new_folder(tmp_path / "out") as work:
-        (work / "half").write_text("half")
-        raise error
+
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as work:
+            (work / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fill()
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["old"]
 

@@ -225,7 +225,10 @@ CLEAR = {"x": coin(0.2, 1), "y": coin(0.3, 2)}
             {**CLEAR, "average": coin(0.9, 3), "c1": coin(0.4, 4)},
             r"^average, a baseline, is the best found and beats every parent: best-parent",
         ),
-        ({**CLEAR, "c1": coin(0.34, 5)}, r"^no improvement shown: c1 has best-parent heterosis .* against y on the test"),
+        (
+            {**CLEAR, "c1": coin(0.34, 5)},
+            r"^no improvement shown: c1 has best-parent heterosis .* against y on the test",
+        ),
         ({**CLEAR, "c1": coin(0.1, 5)}, r"^no improvement shown: y has best-parent heterosis \+0\.0000"),
     ],
 )

@@ -90,8 +90,11 @@ def test_ties_gives_density_and_names_the_divisor_and_the_sign_of_zero() -> None
 
 @pytest.mark.parametrize(
     ("rest", "normalize", "named"),
-    [({"divisor": "weight"}, True, {"ties"}), ({"divisor": "none"}, False, {"ties"})]
-    + [({"divisor": "weight", "trim_scope": "model"}, True, {"ties", "scope"})],
+    [
+        ({"divisor": "weight"}, True, {"ties"}),
+        ({"divisor": "none"}, False, {"ties"}),
+        ({"divisor": "weight", "trim_scope": "model"}, True, {"ties", "scope"}),
+    ],
 )
 def test_divisor_and_scope_of_ties(rest: dict[str, Any], normalize: bool, named: set[str]) -> None:
     found = to_mergekit(recipe("ties", both(density=0.3), **rest), NAMES)

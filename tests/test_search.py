@@ -12,7 +12,8 @@ import numpy as np
 import optuna
 import pytest
 
-from heterosis.errors import CandidateError, CanaryError, EngineError, RecordError
+from heterosis.config import SpaceConfig
+from heterosis.errors import CanaryError, CandidateError, EngineError, RecordError
 from heterosis.evaluation.engine import Applied
 from heterosis.evaluation.panel import Score, TaskOutcomes
 from heterosis.ledger import Candidate, Proposal, Record
@@ -22,7 +23,6 @@ from heterosis.optimizers.protocol import Genome
 from heterosis.recipe import Recipe, Source
 from heterosis.search import Budget, EngineScorer, search
 from heterosis.space import WHOLE, Space, baselines
-from heterosis.config import SpaceConfig
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 

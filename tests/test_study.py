@@ -34,7 +34,7 @@ def study(tiny_family: FamilyFolder, tmp_path: Path) -> Any:
             "engine": {"kind": "transformers", "options": {"device": "cpu"}},
             "output": str(tmp_path / "runs"),
         }
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content | changes))
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content | changes, sort_keys=False))
         found = prepare(tmp_path / "study.yaml")
         found.family.close()
         return found
@@ -58,7 +58,8 @@ def test_a_study_is_prepared_from_its_file(study: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "population"), [({"name": "tpe"}, 1), ({"name": "nsga2"}, 10), ({"name": "random", "population": 5}, 5)]
+    ("optimizer", "population"),
+    [({"name": "tpe"}, 1), ({"name": "nsga2"}, 10), ({"name": "random", "population": 5}, 5)],
 )
 def test_the_population_fits_the_optimizer(study: Any, optimizer: dict[str, Any], population: int) -> None:
     assert study(optimizer=optimizer).population == population

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +57,7 @@ def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
     from heterosis.run import run as run_study
     from heterosis.watch import Watcher
 
-    with Watcher(_errors(own_handle=True), quiet) as watcher:
+    with _errors_on_own_handle() as console, Watcher(console, quiet) as watcher:
         result = run_study(study, watcher)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -154,13 +156,19 @@ def _output() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
-def _errors(own_handle: bool = False) -> Console:
-    """Standard error; on a handle of its own, so that sending an engine's output elsewhere does not take it along."""
+def _errors() -> Console:
     from rich.console import Console
 
-    if not own_handle:
-        return Console(stderr=True, highlight=False)
-    return Console(file=os.fdopen(os.dup(2), "w", buffering=1), highlight=False)
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _errors_on_own_handle() -> Iterator[Console]:
+    """Standard error on a handle of its own, so that sending an engine's output elsewhere does not take it along."""
+    from rich.console import Console
+
+    with os.fdopen(os.dup(2), "w", buffering=1) as handle:
+        yield Console(file=handle, highlight=False)
 
 
 def _quieten_libraries() -> None:

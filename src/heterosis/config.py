@@ -33,6 +33,8 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 class Model(Config):
     """A base or parent model."""
 
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
+
     model: str
     """Local folder (relative to the study file) or hub id `owner/name`."""
     revision: str | None = None
@@ -122,6 +124,8 @@ class SpaceConfig(Config):
 
 class TaskConfig(Config):
     """One benchmark."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
 
     task: str
     """Name of a built-in lm-eval task or group, or a task file of your own (.yaml, relative to the study file)."""

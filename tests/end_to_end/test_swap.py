@@ -75,8 +75,8 @@ def answers(engine: VllmEngine) -> tuple[list[str], list[float]]:
 
 
 def start(found: Sources) -> VllmEngine:
-    probes = [Probe((1, 20 + i, 30, 40 - i), (25, 60)) for i in range(4)]
-    return VllmEngine(found, "float32", probes, {"max_model_len": 64}, seed=0)
+    probes = [Probe((1, *(20 + i, 30, 40 - i) * 14), (25, 60)) for i in range(4)]  # longer than a block of the cache
+    return VllmEngine(found, "float32", probes, {"max_model_len": 64, "block_size": 32}, seed=0)
 
 
 def stop(engine: VllmEngine) -> None:
@@ -116,59 +116,59 @@ def test_a_swapped_engine_equals_a_fresh_one(kind: str, demo_family: Path, untie
 
 def test_what_goes_wrong_in_a_swap_is_noticed(demo_family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault rejects the candidate, and the next good one is scored as if nothing had happened."""
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # lets the test send functions into the worker
     merges = recipes(demo_family)
     engine = start(sources(demo_family))
     try:
         engine.apply(merges[0])
         good = answers(engine)
-        monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)  # claims to have cleared the cache
-        with pytest.raises(CanaryError, match="cached prefixes"):
-            engine.apply(merges[5])
-        monkeypatch.undo()
-        _break(engine, "stale_head")
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._llm, "reset_prefix_cache", lambda: False)
+            with pytest.raises(CanaryError, match="could not be cleared"):
+                engine.apply(merges[5])
+            patch.setattr(engine._llm, "reset_prefix_cache", lambda: True)  # claims to have cleared the cache
+            with pytest.raises(CanaryError, match=r"cached prefixes|did not take"):
+                engine.apply(merges[7])
+        engine._llm.collective_rpc(_freeze_head)
         with pytest.raises(CanaryError, match="did not take"):
-            engine.apply(merges[9])
-        _break(engine, "missing_tensor")
-        with pytest.raises(CandidateError, match=r"never taken|did not load"):
+            engine.apply(merges[49])
+        engine._llm.collective_rpc(_lose_a_tensor)
+        with pytest.raises(CandidateError, match=r"never taken|did not load|did not take"):
             engine.apply(merges[11])
-        _break(engine, None)
+        engine._llm.collective_rpc(_mend)
         engine.apply(merges[0])
         assert answers(engine) == good
     finally:
         stop(engine)
 
 
-def _break(engine: VllmEngine, fault: str | None) -> None:
-    """Break the next swaps inside the worker."""
-    engine._llm.collective_rpc(_inject, args=(fault,))
-
-
-def _inject(worker: Any, fault: str | None) -> None:
-    """Runs in the worker: replaces parts of `vllm_worker` by faulty ones."""
-    import importlib
-
-    from heterosis.evaluation import observed, vllm_worker
-
-    importlib.reload(vllm_worker)
-    if fault == "stale_head":
-        vllm_worker._refresh_tied_head = lambda model: None
-        head = worker.model_runner.get_model().lm_head
-        head.cpu_linear = _frozen(head)
-    if fault == "missing_tensor":
-        original = observed.Observed.__iter__
-        worker.heterosis_kept = original
-
-        class Lossy(observed.Observed):
-            def __iter__(self) -> Any:
-                return (pair for pair in original(self) if "layers.1.mlp.down_proj" not in pair[0])
-
-        vllm_worker.Observed = Lossy
-    importlib.invalidate_caches()
-    type(worker).heterosis_apply = vllm_worker.MergeWorker.heterosis_apply
-
-
-def _frozen(head: Any) -> Any:
+def _freeze_head(worker: Any) -> None:
+    """The tied head keeps the embedding of the merge before, as a packed copy that nobody refreshes would."""
     import torch
 
+    from heterosis.evaluation import vllm_worker
+
+    head = worker.model_runner.get_model().lm_head
     weight = head.weight.detach().clone()
-    return lambda x, _weight, bias: torch.nn.functional.linear(x, weight, bias)
+    worker.kept = (vllm_worker._refresh_tied_head, vllm_worker.Observed)
+    vllm_worker._refresh_tied_head = lambda model: None
+    head.cpu_linear = lambda x, _weight, bias: torch.nn.functional.linear(x, weight, bias)
+
+
+def _lose_a_tensor(worker: Any) -> None:
+    """One tensor never reaches the engine."""
+    from heterosis.evaluation import vllm_worker
+
+    vllm_worker._refresh_tied_head, whole = worker.kept
+
+    class Lossy(whole):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Any:
+            return (pair for pair in super().__iter__() if "layers.1.mlp.down_proj" not in pair[0])
+
+    vllm_worker.Observed = Lossy  # type: ignore[misc]
+
+
+def _mend(worker: Any) -> None:
+    from heterosis.evaluation import vllm_worker
+
+    vllm_worker._refresh_tied_head, vllm_worker.Observed = worker.kept  # type: ignore[misc]

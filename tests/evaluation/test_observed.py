@@ -51,5 +51,3 @@ def test_a_merge_that_overflows_is_refused(open_tiny: OpenFamily, recipe_for: Ma
         pass
     with pytest.raises(CandidateError, match="holds NaN or Inf after merging"):
         merge.digest()
-
-

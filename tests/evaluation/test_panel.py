@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PARENTS, FamilyFolder, MakeRecipe, OpenFamily
+from conftest import PARENTS, FamilyFolder, MakeRecipe
 from small_tasks import choice_docs, load_all, load_one, words, write_task
 
 from heterosis.builder import Builder
@@ -290,9 +290,7 @@ def by_lm_eval(name: str, folder: Path, model: Path) -> dict[str, Any]:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        lm = HFLM(
-            pretrained=str(model), device="cpu", dtype="float32", batch_size=4, max_length=CONTEXT.get(name, 64)
-        )
+        lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4, max_length=CONTEXT.get(name, 64))
         with torch.random.fork_rng():
             task = ConfigurableTask(config=read_task_file(folder / f"{name}.yaml"))
             found = simple_evaluate(

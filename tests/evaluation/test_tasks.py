@@ -45,9 +45,7 @@ def test_every_choice_is_one_request_after_the_same_context(tmp_path: Path, base
         assert [len(request.target) for request in item.requests if isinstance(request, Continuation)] == [1, 2, 3]
 
 
-def test_data_files_are_found_beside_the_task_file(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_files_are_found_beside_the_task_file(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "tasks"
     inner.mkdir()
     write_task(inner, "mine", choice_docs(4))
@@ -114,7 +112,12 @@ def test_a_missing_task_file_is_refused(tmp_path: Path, base: Path) -> None:
         (4, {"filter_list": [{"name": "f", "filter": [{"function": "regexp"}]}]}, {}, "lm-eval cannot use this task"),
         (4, {}, {"metric": "f1"}, "mine: no metric 'f1'; this task has acc, acc_norm"),
         (4, {}, {"filter": "strict"}, "mine: no filter 'strict'; this task has none"),
-        (4, {"metric_list": [{"metric": "f1", "aggregation": "f1"}]}, {}, "aggregated by f1_score, which is not a mean"),
+        (
+            4,
+            {"metric_list": [{"metric": "f1", "aggregation": "f1"}]},
+            {},
+            "aggregated by f1_score, which is not a mean",
+        ),
         (4, {"doc_to_choice": "{{[' ', prompt, prompt]}}"}, {}, "mine: a choice or continuation is empty"),
         (
             4,
@@ -236,5 +239,3 @@ def test_request_counts_add_up(tmp_path: Path, base: Path) -> None:
     windows = RollingWindows((Continuation((0,), (3, 4)), Continuation((4,), (5,))))
     asked = item._replace(requests=(windows, Generation((3, 4), 6, ())))
     assert request_counts([asked]) == {"likelihoods": 2, "generations": 1, "tokens": 5 + 8}
-
-

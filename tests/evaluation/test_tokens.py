@@ -50,7 +50,9 @@ def test_an_empty_context_is_the_beginning_of_sequence(tokenizer: Tokenizer) -> 
 def test_a_long_context_loses_its_beginning(tokenizer: Tokenizer) -> None:
     request = asked(tokenizer, "loglikelihood", text(0, 40), " w5 w6")
     assert request.target == (5, 6)
-    assert request.context == tuple(tokenizer.tok_encode(text(0, 40)))[-(LENGTH - 3) :]  # one token is left for vLLM to generate
+    assert (
+        request.context == tuple(tokenizer.tok_encode(text(0, 40)))[-(LENGTH - 3) :]
+    )  # one token is left for vLLM to generate
 
 
 @pytest.mark.parametrize("count", [LENGTH - 1, LENGTH + 5])
@@ -100,8 +102,12 @@ def test_more_tokens_than_the_engine_holds_shrink_to_what_is_left(
 
 @pytest.mark.parametrize(
     ("settings", "temperature"),
-    [({}, 0.0), ({"temperature": 0.0}, 0.0), ({"do_sample": False, "temperature": 0.7}, 0.0)]
-    + [({"do_sample": True, "temperature": 0.7}, 0.7)],
+    [
+        ({}, 0.0),
+        ({"temperature": 0.0}, 0.0),
+        ({"do_sample": False, "temperature": 0.7}, 0.0),
+        ({"do_sample": True, "temperature": 0.7}, 0.7),
+    ],
 )
 def test_decoding_is_greedy_unless_the_task_samples(
     tokenizer: Tokenizer, settings: dict[str, Any], temperature: float

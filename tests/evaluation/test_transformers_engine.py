@@ -14,7 +14,7 @@ import torch
 from conftest import PARENTS, FamilyFolder, MakeRecipe, OpenFamily
 
 from heterosis.builder import Builder
-from heterosis.errors import CandidateError, CanaryError, EngineError
+from heterosis.errors import CanaryError, CandidateError, EngineError
 from heterosis.evaluation import transformers_engine
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood, Sources
 from heterosis.evaluation.transformers_engine import TransformersEngine
@@ -98,9 +98,7 @@ def test_a_later_swap_leaves_nothing_of_the_ones_before(engine: TransformersEngi
 def test_a_parents_recipe_is_that_parent(
     engine: TransformersEngine, recipe_for: MakeRecipe, tiny_family: FamilyFolder
 ) -> None:
-    assert (
-        engine.apply(parent(engine, recipe_for, "b")).weights_digest == engine.builder.family.parents["b"].digest
-    )
+    assert engine.apply(parent(engine, recipe_for, "b")).weights_digest == engine.builder.family.parents["b"].digest
     (request,) = requests(count=1)
     (answer,) = engine.likelihoods([request])
     assert answer.logprob == pytest.approx(by_hand(tiny_family() / "b", request).logprob, abs=1e-5)
@@ -163,7 +161,9 @@ def test_generation_is_transformers_own_greedy_generation(
     model = AutoModelForCausalLM.from_pretrained(tiny_family() / "a", dtype=torch.float32)
     for prompt in ((5,), (7, 8, 9), (10, 11)):
         row = torch.tensor([prompt])
-        made = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=8, do_sample=False, pad_token_id=1)
+        made = model.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=8, do_sample=False, pad_token_id=1
+        )
         expected = engine.tokenizer.decode(made[0, len(prompt) :])
         assert engine.generate([Generation(prompt, 8, ())]) == [expected]
 
@@ -176,7 +176,7 @@ def test_generation_ends_before_a_stop_string(engine: TransformersEngine) -> Non
 
 
 def test_sampling_is_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(EngineError, match="Set engine.kind: vllm"):
+    with pytest.raises(EngineError, match=r"Set engine\.kind: vllm"):
         engine.generate([Generation((5,), 2, (), temperature=0.7)])
 
 
@@ -193,9 +193,7 @@ def test_a_float32_engine_holds_the_weights_rounded_to_bf16(
     live.close()
 
 
-def test_a_merge_that_overflows_fails_and_the_next_is_sound(
-    engine: TransformersEngine, recipe_for: MakeRecipe
-) -> None:
+def test_a_merge_that_overflows_fails_and_the_next_is_sound(engine: TransformersEngine, recipe_for: MakeRecipe) -> None:
     asked = requests(count=4)
     recipe = merge_of(engine, recipe_for)
     engine.apply(recipe)

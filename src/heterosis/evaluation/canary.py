@@ -17,9 +17,9 @@ from torch import Tensor
 from heterosis.errors import CanaryError
 from heterosis.evaluation.engine import Continuation, Probe
 
-# Mean absolute difference in log-probability that rounding may cause: a constant part, and one that grows with the
-# size of the log-probabilities (bf16 keeps three digits).
-ABSOLUTE, RELATIVE = 0.05, 0.03
+# Mean absolute difference in log-probability that rounding may cause, by what the engine computes in: a constant part,
+# and one that grows with the size of the log-probabilities (bf16 keeps three digits).
+TOLERANCES = {"float32": (1e-3, 1e-3), "float16": (0.02, 0.01), "bfloat16": (0.05, 0.03)}
 # Tokens in the smallest block of a prefix cache.
 BLOCK = 16
 # Largest model, in bytes of weights, that gets a second copy for the comparison.
@@ -58,13 +58,14 @@ class Reference:
         return answers
 
 
-def compare(live: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
+def compare(live: Sequence[Sequence[float]], expected: Sequence[Sequence[float]], dtype: str) -> None:
     """Raise CanaryError when the live model's log-probabilities are not those of the recipe's weights."""
     pairs = [(a, b) for some, others in zip(live, expected, strict=True) for a, b in zip(some, others, strict=True)]
     difference = sum(abs(a - b) for a, b in pairs) / len(pairs)
-    allowed = ABSOLUTE + RELATIVE * sum(abs(b) for _, b in pairs) / len(pairs)
+    absolute, relative = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
+    allowed = absolute + relative * sum(abs(b) for _, b in pairs) / len(pairs)
     if not difference <= allowed:  # NaN must fail too
         raise CanaryError(
-            f"canary: the engine's log-probabilities differ from the recipe's by {difference:.3f} on average over "
-            f"{len(pairs)} probes (allowed: {allowed:.3f}). The swap did not take; the candidate is not scored."
+            f"canary: the engine's log-probabilities differ from the recipe's by {difference:.4f} on average over "
+            f"{len(pairs)} probes (allowed: {allowed:.4f}). The swap did not take; the candidate is not scored."
         )

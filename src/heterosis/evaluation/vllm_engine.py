@@ -98,7 +98,7 @@ class VllmEngine:
     def _compare(self, digest: str, live: list[list[float]], expected: list[list[float]] | None) -> None:
         """Against the reference; for models too large to have one, against the answers of the weights before."""
         if expected is not None:
-            compare(live, expected)
+            compare(live, expected, self._options["dtype"])
         elif self._last is not None and (self._last[0] != digest) == (self._last[1] == live):
             raise CanaryError("canary: the probes' answers did not change with the weights, or changed without them.")
         self._last = (digest, live)
@@ -235,10 +235,10 @@ def _engine_options(
 def _check_head_size(config: Mapping[str, Any]) -> None:
     heads = config.get("num_attention_heads") or config.get("n_head")
     hidden = config.get("hidden_size") or config.get("n_embd")
-    size = config.get("head_dim") or (hidden // heads if heads and hidden else 16)
-    if size % 16:
+    size = config.get("head_dim") or (hidden // heads if heads and hidden else 64)
+    if size % 16 or size < 32:
         raise EngineError(
-            f"vLLM on a CPU needs attention heads of a multiple of 16; this model's are {size}. "
+            f"vLLM on a CPU needs attention heads of a multiple of 16, at least 32; this model's are {size}. "
             "Set engine.kind: transformers."
         )
 
