@@ -62,12 +62,24 @@ def test_making_a_reference_leaves_the_global_generator_alone(tiny_family: Famil
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_equal_answers_pass_and_so_does_rounding() -> None:
-    compare([[-1.0, -20.0], [-3.0]], [[-1.0, -20.0], [-3.0]])
-    compare([[-1.03, -20.4], [-2.98]], [[-1.0, -20.0], [-3.0]])
+EXPECTED = [[-1.0, -20.0], [-3.0]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_equal_answers_pass(dtype: str) -> None:
+    compare(EXPECTED, EXPECTED, dtype)
+
+
+def test_what_rounding_explains_depends_on_the_dtype() -> None:
+    rounded = [[-1.03, -20.4], [-2.98]]
+    compare(rounded, EXPECTED, "bfloat16")
+    with pytest.raises(CanaryError):
+        compare(rounded, EXPECTED, "float16")
+    compare([[-1.0001, -20.001], [-3.0002]], EXPECTED, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("live", [[[-2.0, -21.5], [-4.0]], [[math.nan, -20.0], [-3.0]], [[-math.inf, -20.0], [-3.0]]])
-def test_other_answers_and_nan_raise(live: list[list[float]]) -> None:
+def test_other_answers_and_nan_raise(live: list[list[float]], dtype: str) -> None:
     with pytest.raises(CanaryError, match="The swap did not take"):
-        compare(live, [[-1.0, -20.0], [-3.0]])
+        compare(live, EXPECTED, dtype)

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import SPLITS
+from heterosis.ledger.params import flat, mlflow_name
 from heterosis.ledger.record import Candidate, Record
 from heterosis.ledger.redact import masked
 from heterosis.recipe import Source
 
 CHAMPION = "champion"
 PARAMS_PER_REQUEST = 100
-PARAM_LENGTH = 500
 
 Records = Mapping[str, Record]
 Key = tuple[str, str]  # label and recipe digest: what a merge is known by in every split
@@ -190,7 +190,7 @@ class Lineage:
         tags = {"heterosis.study": facts.name, "heterosis.study_digest": self._digest}
         run_id = client.create_run(number, start, tags, facts.name).info.run_id
         config = masked(facts.config)
-        client.log_batch(run_id, params=[Param(key, value) for key, value in _flat(config).items()])
+        client.log_batch(run_id, params=[Param(key, value) for key, value in flat(config).items()])
         client.log_dict(run_id, {"identity": masked(facts.identity), "config": config}, "study.json")
         client.log_dict(run_id, {**facts.panel, "digest": facts.panel_digest}, "panel.json")
         sources = []
@@ -272,7 +272,7 @@ class Lineage:
         if sources is not None:
             counted = {f"seconds/{phase}": seconds for phase, seconds in first.seconds.items()} | {"items": first.items}
             metrics = [Metric(name, value, child.end, 0) for name, value in counted.items()]
-            genes = {_name(gene): str(value) for gene, value in first.genes.items()}
+            genes = {mlflow_name(gene): str(value) for gene, value in first.genes.items()}
             params = [Param(name, value) for name, value in {"method": first.recipe.method, **genes}.items()]
             tags = {} if child.model_id is None else {"heterosis.model_id": child.model_id}
         missing = [split for split in merge.by_split if split not in child.splits]
@@ -283,7 +283,7 @@ class Lineage:
             key = self._dataset_key(split)
             on = {"model_id": child.model_id, "dataset_name": key["name"], "dataset_digest": key["digest"]}
             scores = {} if candidate.value is None else {"objective": candidate.value, **candidate.scores}
-            metrics += [Metric(f"{split}/{_name(task)}", v, child.end, 0, **on) for task, v in scores.items()]
+            metrics += [Metric(f"{split}/{mlflow_name(task)}", v, child.end, 0, **on) for task, v in scores.items()]
         models = [LoggedModelInput(model_id) for model_id in sources or ()]
         client.log_inputs(child.run_id, [self._dataset(split) for split in missing], models)
         if len(params) > PARAMS_PER_REQUEST:  # the request that marks the run complete must be the last one
@@ -387,22 +387,6 @@ def _beside_database(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve().parent / "lineage_artifacts").as_uri()
-
-
-def _flat(content: Any, path: str = "") -> dict[str, str]:
-    """Nested JSON as MLflow params: path joined by dots -> bounded text."""
-    if isinstance(content, Mapping | list | tuple):
-        pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
-        parts = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in pairs]
-        return {name: text for part in parts for name, text in part.items()}
-    text = str(content)
-    bounded = text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"
-    return {} if content is None else {_name(path): bounded}
-
-
-def _name(text: str) -> str:
-    """A text as MLflow takes it for a param or metric."""
-    return re.sub(r"[^\w.\- ]", "_", text)[:200]
 
 
 def _digest(content: Any) -> str:
