@@ -138,21 +138,21 @@ def test_what_cannot_be_missed_is_not_recorded_as_failed_so_that_a_rerun_tries_a
 @pytest.mark.parametrize(
     ("scores", "choice"),
     [
-        ({"x": 0.4, "y": 0.5, "average": 0.6, "c1": 0.7, "c2": 0.65}, ("c1", "y", "average")),
-        ({"x": 0.4, "y": 0.5, "average": 0.7, "c1": 0.7}, ("average", "y", "average")),
-        ({"x": 0.7, "y": 0.7, "average": 0.7, "c1": 0.7}, ("x", "x", "x")),
-        ({"x": 0.4, "y": 0.5, "average": 0.2, "c1": None, "c2": 0.55}, ("c2", "y", "y")),
+        ({"x": 0.4, "y": 0.5, "average": 0.6, "c1": 0.7, "c2": 0.65}, ("c1", "average")),
+        ({"x": 0.4, "y": 0.5, "average": 0.7, "c1": 0.7}, ("average", "average")),
+        ({"x": 0.7, "y": 0.7, "average": 0.7, "c1": 0.7}, ("x", "x")),
+        ({"x": 0.4, "y": 0.5, "average": 0.2, "c1": None, "c2": 0.55}, ("c2", "y")),
     ],
 )
 def test_the_best_of_each_kind_wins_and_a_tie_goes_to_the_baseline(
-    scores: Mapping[str, Values], choice: tuple[str, str, str]
+    scores: Mapping[str, Values], choice: tuple[str, str]
 ) -> None:
-    assert tuple(choose(record_of(scores), PARENTS, among=scores)) == choice
+    assert tuple(choose(record_of(scores), among=scores)) == choice
 
 
 def test_finalists_of_a_shorter_search_are_not_chosen() -> None:
     selected = record_of({"x": 0.4, "y": 0.5, "c1": 0.9, "c2": 0.6})
-    assert choose(selected, PARENTS, among={"x", "y", "c2"}).winner == "c2"
+    assert choose(selected, among={"x", "y", "c2"}).winner == "c2"
 
 
 def test_a_row_holds_the_score_inside_its_interval() -> None:
@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 def claimed(scores: Mapping[str, Values], openings: int = 1) -> dict[str, Any]:
     record = record_of(scores)
-    choice = choose(record, PARENTS, among=scores)
+    choice = choose(record, among=scores)
     return claims(Evidence(record.candidates, SPLIT, OBJECTIVE, 0), choice, PARENTS, openings)
 
 
@@ -241,7 +241,7 @@ def test_the_verdict_says_no_more_than_the_intervals(scores: Mapping[str, Values
 
 def test_the_best_parent_of_a_claim_is_the_best_on_the_split_itself() -> None:
     tested = record_of({"x": 0.75, "y": 0.5, "c1": 0.625})
-    found = claims(Evidence(tested.candidates, SPLIT, OBJECTIVE, 0), Choice("c1", "y", "y"), PARENTS)
+    found = claims(Evidence(tested.candidates, SPLIT, OBJECTIVE, 0), Choice("c1", "y"), PARENTS)
     assert found["heterosis"]["best_parent"]["against"] == "x"
     assert found["heterosis"]["best_parent"]["estimate"] == -0.125
     assert found["against_each_parent"]["y"]["estimate"] == 0.125
@@ -256,12 +256,12 @@ def test_a_test_split_that_was_opened_again_is_said_so() -> None:
 @pytest.mark.parametrize(("low", "shown"), [(-0.01, False), (0.0, False), (1e-6, True)])
 def test_an_interval_that_touches_zero_shows_nothing(low: float, shown: bool) -> None:
     claim = {"estimate": 0.1, "low": low, "high": 0.2, "against": "y"}
-    found = verdict(Choice("c1", "y", "average"), {"best_parent": claim, "best_baseline": claim}, beats_all=True)
+    found = verdict(Choice("c1", "average"), {"best_parent": claim, "best_baseline": claim}, beats_all=True)
     assert ("no improvement shown" not in found) == shown
     assert ("beats every parent and the best baseline" in found) == shown
 
 
 def test_a_winner_must_beat_every_parent() -> None:
     claim = {"estimate": 0.1, "low": 0.05, "high": 0.2, "against": "y"}
-    found = verdict(Choice("c1", "y", "average"), {"best_parent": claim, "best_baseline": claim}, beats_all=False)
+    found = verdict(Choice("c1", "average"), {"best_parent": claim, "best_baseline": claim}, beats_all=False)
     assert found.startswith("no improvement shown")

@@ -18,10 +18,9 @@ from heterosis.statistics.bootstrap import Array, TaskTable
 
 
 class Choice(NamedTuple):
-    """What the selection split decided: all three are labels."""
+    """What the selection split decided, by label."""
 
     winner: str
-    best_parent: str
     best_baseline: str
 
 
@@ -56,15 +55,14 @@ def score_all(
             record.add(proposal, measured, value)
 
 
-def choose(selected: Record, parents: Collection[str], among: Collection[str]) -> Choice:
-    """The best of each kind on the selection split; a tie goes to the one recorded first, so to a baseline.
+def choose(selected: Record, among: Collection[str]) -> Choice:
+    """The best on the selection split, of all and of the baselines; a tie goes to the one recorded first, a baseline.
 
     `among`: labels of this search's finalists. A shorter search of the same study may have left others in the record.
     """
     scored = [c for c in selected.candidates if c.value is not None and c.label in among]
     baselines = [candidate for candidate in scored if candidate.is_baseline]
-    own = [candidate for candidate in baselines if candidate.label in parents]
-    return Choice(*(max(group, key=_value).label for group in (scored, own, baselines)))
+    return Choice(*(max(group, key=_value).label for group in (scored, baselines)))
 
 
 class Evidence:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from heterosis.builder import Builder
+from heterosis.config import load_study
 from heterosis.evaluation.engine import Engine
 from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.export import export
@@ -37,6 +38,7 @@ class Records(NamedTuple):
 
 def run(path: Path, watcher: Watcher) -> dict[str, Any]:
     """Run or resume the study in `path`; returns what is written to result.json."""
+    load_study(path)  # a mistake in the file is all that the user should read
     watcher.stage("reading models and tasks")
     prepared = prepare(path)
     folder = prepared.folder
@@ -166,7 +168,7 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LazyEngine,
     final = finalists(records.search, prepared.space, optimizer.mean(), config.finalists)
     scorer = _LazyScorer(engine, prepared, "selection", records.selection)
     score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
-    return choose(records.selection, set(config.parents), {proposal.label for proposal in final})
+    return choose(records.selection, {proposal.label for proposal in final})
 
 
 def _optimizer(prepared: Prepared) -> Optimizer:
@@ -217,7 +219,6 @@ def _result(prepared: Prepared, records: Records, choice: Choice, wanted: list[s
         "study": config.name,
         **claims(evidence["test"], choice, parents, len(openings)),
         "winner": choice.winner,
-        "best_parent": choice.best_parent,
         "best_baseline": choice.best_baseline,
         "weights_digest": winner.weights_digest,
         "recipe_digest": winner.recipe_digest,

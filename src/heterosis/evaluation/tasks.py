@@ -222,6 +222,8 @@ def read_task_file(path: Path, _including: tuple[Path, ...] = ()) -> dict[str, A
     if not _including and not isinstance(merged.get("task"), str):
         raise TaskError(f"{path}: no task name. Add `task: NAME`.")
     arguments = merged.get("dataset_kwargs")
+    if isinstance(arguments, dict) and arguments.get("trust_remote_code"):
+        raise TaskError(f"{path}: dataset_kwargs.trust_remote_code would run its code. Give data files.")
     if isinstance(arguments, dict) and "data_files" in arguments:
         merged["dataset_kwargs"] = arguments | {"data_files": _absolute(arguments["data_files"], path)}
     return merged
