@@ -1,4 +1,4 @@
-"""Draw the terminal's result table of a finished study as an SVG: `python docs/picture.py runs/demo/result.json OUT.svg`."""
+"""Draw the result table of a finished study: `python docs/picture.py runs/demo/result.json OUT.svg`."""
 
 from __future__ import annotations
 
