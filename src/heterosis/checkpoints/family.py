@@ -22,8 +22,8 @@ class Family:
         self.base = base
         self.parents = dict(parents)
         for name, parent in self.parents.items():
-            _check_config(base, parent, name)
             _check_tensors(base, parent, name)
+            _check_config(base, parent, name)
             _check_vocabulary(base, parent, name)
         self.names = storage_order(base.specs)
 
