@@ -99,8 +99,8 @@ class VllmEngine:
         """Against the reference; for models too large to have one, against the answers of the weights before."""
         if expected is not None:
             compare(live, expected, self._options["dtype"])
-        elif self._last is not None and (self._last[0] != digest) == (self._last[1] == live):
-            raise CanaryError("canary: the probes' answers did not change with the weights, or changed without them.")
+        elif self._last is not None and self._last[0] != digest and self._last[1] == live:
+            raise CanaryError("canary: the probes' answers did not change with the weights; the swap did not take.")
         self._last = (digest, live)
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
