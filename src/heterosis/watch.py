@@ -34,7 +34,6 @@ class Watcher:
         self._prepared: Prepared | None = None
         self._budget: Budget | None = None
         self._record: Record | None = None
-        self._at_start = 0
         self._finished: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._interval: tuple[str, str] = ("", "")
         self._generation = 0
@@ -62,8 +61,8 @@ class Watcher:
     def begin(self, prepared: Prepared, budget: Budget, record: Record) -> None:
         """The search begins, or goes on."""
         self._prepared, self._budget, self._record = prepared, budget, record
-        self._at_start = len(record.proposed)
-        done = f", {self._at_start} candidates are already recorded" if self._at_start else ""
+        known = len(record.proposed)
+        done = f", {known} candidates are already recorded" if known else ""
         genes, size = len(prepared.space.genes), prepared.panel.splits["search"].size
         self.stage(f"searching {genes} genes on {size} items in generations of {prepared.population}{done}")
 
