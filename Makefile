@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all set-up themselves. They need Python 3.11 or later, make and git; a C++ compiler
+# `make demo` and `make test` do all set-up themselves. They need Python 3.11 (what the pins are for), make and git; a C++ compiler
 # speeds up merging of larger models.
 #
 # The CPU build of torch comes from wherever pip's or uv's find-links point; elsewhere uv asks PyTorch's own index.
