@@ -2,8 +2,9 @@
 
 from heterosis.checkpoints.family import Family, open_family
 from heterosis.checkpoints.layout import DEFAULT_GROUPS, Layout
-from heterosis.checkpoints.reader import Checkpoint, TensorSpec, content_digest, tensor_digest
+from heterosis.checkpoints.reader import Checkpoint
 from heterosis.checkpoints.source import ModelRef, resolve
+from heterosis.checkpoints.tensors import TensorSource, TensorSpec, content_digest, tensor_digest
 from heterosis.checkpoints.writer import write_checkpoint
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Family",
     "Layout",
     "ModelRef",
+    "TensorSource",
     "TensorSpec",
     "content_digest",
     "open_family",

@@ -10,7 +10,8 @@ from typing import IO
 
 from torch import Tensor
 
-from heterosis.checkpoints.reader import FLOAT_DTYPES, INDEX_NAME, SINGLE_NAME, TensorSpec, raw_bytes
+from heterosis.checkpoints.tensors import FLOAT_DTYPES, TensorSpec, raw_bytes
+from heterosis.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 
 DTYPE_CODES = {dtype: code for code, dtype in FLOAT_DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
