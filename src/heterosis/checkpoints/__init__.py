@@ -1,5 +1,6 @@
 """Checkpoints in and out: folders of safetensors, their layout over depth, and what makes them one family."""
 
+from heterosis.checkpoints.adapter import Adapter
 from heterosis.checkpoints.family import Family, open_family
 from heterosis.checkpoints.layout import DEFAULT_GROUPS, Layout
 from heterosis.checkpoints.reader import Checkpoint
@@ -9,6 +10,7 @@ from heterosis.checkpoints.writer import write_checkpoint
 
 __all__ = [
     "DEFAULT_GROUPS",
+    "Adapter",
     "Checkpoint",
     "Family",
     "Layout",

@@ -5,42 +5,106 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from heterosis.checkpoints.adapter import Adapter
+from heterosis.checkpoints.adapter_config import ADAPTER_CONFIG
 from heterosis.checkpoints.layout import storage_order
-from heterosis.checkpoints.reader import Checkpoint
+from heterosis.checkpoints.reader import Checkpoint, has_vocabulary
+from heterosis.checkpoints.tensors import TensorSource
 from heterosis.errors import CheckpointError
 
 
 class Family:
-    """The base and its parents: same tensor names, same shapes, one vocabulary."""
+    """The base and its parents: same tensor names, same shapes, one vocabulary.
 
-    def __init__(self, base: Checkpoint, parents: Mapping[str, Checkpoint]) -> None:
+    Buffers that a member stores although the model computes them (rotary frequencies, causal masks) are no weights:
+    no member has them here. The base may be a parent too.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        parents: Mapping[str, TensorSource],
+        *,
+        vocabulary: str = "error",
+        stacked: bool = False,
+    ) -> None:
+        """`vocabulary` other than "error": tokenizers and rows of vocabulary tensors may differ, for they get aligned.
+
+        `stacked`: layers are picked from members one by one, so members may have different numbers of layers.
+        """
         if not parents:
             raise CheckpointError("parents: none given. Name at least one fine-tune of the base.")
         self.base = base
         self.parents = dict(parents)
         for name, parent in self.parents.items():
-            _check_tensors(base, parent, name)
+            _check_tensors(base, parent, name, vocabulary != "error", stacked)
             _check_config(base, parent, name)
-            _check_vocabulary(base, parent, name)
+            if vocabulary == "error":
+                _check_vocabulary(base, parent, name)
         self.names = storage_order(base.specs)
 
     @property
-    def members(self) -> dict[str, Checkpoint]:
+    def members(self) -> dict[str, TensorSource]:
         """Base and parents by name."""
         return {"base": self.base, **self.parents}
 
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors are views of mapped files."""
+        return self.base.mapped
+
     def close(self) -> None:
         """Close every file."""
-        for member in self.members.values():
+        for member in (self.base, *self.parents.values()):
             member.close()
 
 
-def open_family(base: Path, parents: Mapping[str, Path]) -> Family:
-    """Open and check a family. Errors name the tensor, both shapes and the remedy."""
-    return Family(Checkpoint(base, "base"), {name: Checkpoint(path, name) for name, path in parents.items()})
+def open_family(
+    base: Path,
+    parents: Mapping[str, Path],
+    *,
+    adapters: Mapping[str, Path] | None = None,
+    vocabulary: str = "error",
+    stacked: bool = False,
+    mapped: bool = True,
+    allow_pickle: bool = False,
+) -> Family:
+    """Open and check a family. Errors name the tensor, both shapes and the remedy.
+
+    A parent's folder holds a full model, or a LoRA adapter on the base. `adapters`: parent -> folder of an adapter on
+    that parent's own folder. The other options are those of `Family` and `Checkpoint`.
+    """
+    with ExitStack() as opened:
+
+        def checkpoint(folder: Path, name: str) -> Checkpoint:
+            model = Checkpoint(folder, name, mapped=mapped, allow_pickle=allow_pickle)
+            opened.callback(model.close)
+            return model
+
+        def adapter(folder: Path, name: str, on: TensorSource) -> Adapter:
+            model = Adapter(folder, name, on, mapped=mapped, allow_pickle=allow_pickle, owns_base=on is not origin)
+            opened.callback(model.close)
+            return model
+
+        origin = checkpoint(base, "base")
+        members: dict[str, TensorSource] = {}
+        for name, folder in parents.items():
+            above = None if adapters is None else adapters.get(name)
+            if (folder / ADAPTER_CONFIG).is_file():
+                members[name] = adapter(folder, name, origin)
+            elif above is not None and folder == base:
+                members[name] = origin
+            else:
+                members[name] = checkpoint(folder, name)
+            if above is not None:
+                members[name] = adapter(above, name, members[name])
+        family = Family(origin, members, vocabulary=vocabulary, stacked=stacked)
+        opened.pop_all()
+    return family
 
 
 # What changes a forward pass although every tensor fits.
@@ -56,9 +120,11 @@ FORWARD_KEYS = (
     "partial_rotary_factor",
     "rope_scaling",
 )
+# What tells that a parent is a fine-tune of some other base.
+KIND_KEYS = ("model_type", "hidden_size")
 
 
-def _check_config(base: Checkpoint, parent: Checkpoint, name: str) -> None:
+def _check_config(base: Checkpoint, parent: TensorSource, name: str) -> None:
     """A merge runs under the base's configuration, so a parent must not need another."""
     pairs = [
         (key, base.config[key], parent.config[key])
@@ -74,37 +140,69 @@ def _check_config(base: Checkpoint, parent: Checkpoint, name: str) -> None:
             )
 
 
-def _rope_theta(model: Checkpoint) -> object:
+def _rope_theta(model: TensorSource) -> object:
     parameters = model.config.get("rope_parameters")
     nested = parameters.get("rope_theta") if isinstance(parameters, dict) else None
     return model.config.get("rope_theta", nested)
 
 
-def _check_tensors(base: Checkpoint, parent: Checkpoint, name: str) -> None:
+def _check_tensors(base: Checkpoint, parent: TensorSource, name: str, aligned: bool, stacked: bool) -> None:
+    problem = None if stacked else _tensor_sets(base, parent)
+    problem = problem or _shapes(base, parent, aligned)
+    if problem is not None and (kind := _other_kind(base, parent)):
+        raise CheckpointError(f"{name}: {kind}, so it is no fine-tune of this base; it {problem[0]}. {_OTHER_BASE}")
     if base.tied != parent.tied:
         raise CheckpointError(
             f"{name}: tie_word_embeddings is {parent.tied} there and {base.tied} in the base. "
             "Drop this parent, or save both with the same setting."
         )
+    if problem is not None:
+        raise CheckpointError(f"{name}: {problem[1]}")
+
+
+_OTHER_BASE = "Drop it, or give the base that it was tuned from."
+
+
+def _other_kind(base: Checkpoint, parent: TensorSource) -> str | None:
+    for key in KIND_KEYS:
+        ours, theirs = base.config.get(key), parent.config.get(key)
+        if None not in (ours, theirs) and ours != theirs:
+            return f"config.json has {key} {theirs}, the base has {ours}"
+    return None
+
+
+def _tensor_sets(base: Checkpoint, parent: TensorSource) -> tuple[str, str] | None:
+    """(fault, fault with its remedy) where one has tensors that the other lacks."""
     missing, extra = sorted(set(base.specs) - set(parent.specs)), sorted(set(parent.specs) - set(base.specs))
-    if missing or extra:
-        what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the base lacks"
-        near = difflib.get_close_matches(missing[0], extra, 1) if missing else []
-        hint = f" (nearest name there: {near[0]})" if near else ""
-        raise CheckpointError(
-            f"{name}: {what}{hint}; {len(missing)} missing and {len(extra)} extra tensors in all. "
-            "Is it a full fine-tune of this base? Drop it, or give the right base."
-        )
+    if not missing and not extra:
+        return None
+    what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the base lacks"
+    near = difflib.get_close_matches(missing[0], extra, 1) if missing else []
+    hint = f" (nearest name there: {near[0]})" if near else ""
+    return what, (
+        f"{what}{hint}; {len(missing)} missing and {len(extra)} extra tensors in all. "
+        "Is it a full fine-tune of this base? Drop it, or give the right base."
+    )
+
+
+def _shapes(base: Checkpoint, parent: TensorSource, aligned: bool) -> tuple[str, str] | None:
+    """(fault, fault with its remedy) at the first tensor of both whose shapes differ."""
     for tensor_name, spec in base.specs.items():
-        other = parent.specs[tensor_name].shape
-        if other != spec.shape:
-            raise CheckpointError(
-                f"{name}: {tensor_name} is {list(other)}, the base has {list(spec.shape)}. "
-                "Drop this parent, or resize its vocabulary to the base's."
-            )
+        if tensor_name not in parent.specs:
+            continue
+        ours, theirs = spec.shape, parent.specs[tensor_name].shape
+        by_rows = has_vocabulary(tensor_name)
+        if ours == theirs or (aligned and by_rows and len(ours) == len(theirs) and ours[1:] == theirs[1:]):
+            continue
+        fault = f"{tensor_name} is {list(theirs)}, the base has {list(ours)}"
+        remedy = (
+            ", or set vocabulary: base or union, which align the rows" if by_rows and ours[1:] == theirs[1:] else ""
+        )
+        return f"has a {fault}", f"{fault}. Drop this parent{remedy}."
+    return None
 
 
-def _check_vocabulary(base: Checkpoint, parent: Checkpoint, name: str) -> None:
+def _check_vocabulary(base: Checkpoint, parent: TensorSource, name: str) -> None:
     ours, theirs = vocabulary(base.folder), vocabulary(parent.folder)
     if ours is None or theirs is None or ours == theirs:
         return
@@ -113,7 +211,7 @@ def _check_vocabulary(base: Checkpoint, parent: Checkpoint, name: str) -> None:
         return  # the parent only adds tokens behind the base's; shapes were checked already
     raise CheckpointError(
         f"{name}: its tokenizer gives {moved!r} the id {theirs.get(moved)}, the base's gives {ours[moved]}. "
-        "Rows of the embeddings mean different tokens: drop this parent."
+        "Rows of the embeddings mean different tokens: drop this parent, or set vocabulary: base or union."
     )
 
 

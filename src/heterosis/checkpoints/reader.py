@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heterosis.checkpoints.adapter_config import ADAPTER_CONFIG
 from heterosis.checkpoints.tensors import TensorSpec, content_digest, total_bytes
 from heterosis.checkpoints.weights import Weights, model_files, read_json
 from heterosis.errors import CheckpointError
 
 OUTPUT_HEADS = frozenset({"lm_head.weight", "embed_out.weight", "output.weight"})
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def has_vocabulary(name: str) -> bool:
