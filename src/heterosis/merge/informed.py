@@ -115,11 +115,12 @@ def _solve(system: Tensor, target: Tensor, precision: float) -> Tensor:
     right = (target / root).T
     factor, failed = torch.linalg.cholesky_ex(scaled)
     if int(failed) == 0 and float(factor.diagonal().min()) ** 2 > 10.0 * precision:
-        return torch.cholesky_solve(right, factor).T / root
+        return torch.cholesky_solve(right, factor).T.div(root)
     values, vectors = torch.linalg.eigh(scaled)
     seen = values > precision * values[-1].clamp(min=0.0)
     inverse = torch.where(seen, 1.0 / torch.where(seen, values, 1.0), 0.0)
-    return (vectors @ (inverse[:, None] * (vectors.T @ right))).T / root
+    step: Tensor = (vectors @ (inverse[:, None] * (vectors.T @ right))).T / root
+    return step
 
 
 def _divide(weight: float, norm: float) -> float:
