@@ -5,72 +5,174 @@ Everything that holds a merged model gets it from here: the engine's worker, the
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from heterosis.checkpoints import Checkpoint, Family, Layout, ModelRef, TensorSpec, open_family, resolve
+from heterosis.checkpoints import Checkpoint, Family, Layout, ModelRef, TensorSource, TensorSpec, open_family, resolve
+from heterosis.checkpoints.reader import has_vocabulary
+from heterosis.checkpoints.vocabulary import TokenSource, VocabularyPlan, plan_vocabulary
 from heterosis.errors import RecipeError
-from heterosis.merge import METHODS, Kernel, MagnitudeIndex, ParentTerm
+from heterosis.evidence import Evidence, collect
+from heterosis.merge import METHODS, Kernel, MagnitudeIndex, Method, ParentTerm, Rules
 from heterosis.merge.kernel import trim_key
 from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold
+from heterosis.merge.whole import Measured
 from heterosis.recipe import Recipe, Source, Terms
+from heterosis.wiring import Inputs, Wiring, wire
 
 # Compiling costs tens of seconds on first use and pays from about this many parameters on.
 COMPILE_FROM = 8_000_000
 
 
+class Plan(NamedTuple):
+    """A recipe made concrete over one family: all that can be wrong with it has been found."""
+
+    recipe: Recipe
+    method: Method
+    rules: Rules
+    members: Mapping[str, TensorSource]
+    wiring: Wiring
+    terms: Mapping[str, Mapping[str, Terms]]
+    settings: Mapping[str, Mapping[str, float | bool]]
+    vocabulary: VocabularyPlan | None
+    evidence: Mapping[str, Evidence]
+
+
 class Builder:
     """Merges recipes over one family, keeping what all candidates share: open files and magnitude indices."""
 
-    def __init__(self, family: Family, device: str | torch.device = "cpu", compiled: bool | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        device: str | torch.device = "cpu",
+        compiled: bool | None = None,
+        relative_to: Path | None = None,
+    ) -> None:
+        """`relative_to`: folder that a recipe's data file is looked for in."""
         self.family = family
         self.device = torch.device(device)
         size = sum(spec.numel for spec in family.base.specs.values())
         # On a GPU the compiler may fuse a product and a sum into one rounding, and an export on a CPU must match.
         pays = size >= COMPILE_FROM and self.device.type == "cpu"
         self.kernel = Kernel(pays if compiled is None else compiled)
-        self._indices: dict[tuple[str, str], MagnitudeIndex] = {}
+        self._relative_to = relative_to
+        self._indices: dict[tuple[str, ...], MagnitudeIndex] = {}
         self._resident: dict[tuple[str, str], Tensor] = {}
+        self._vocabularies: dict[str, VocabularyPlan] = {}
+        self._measured: dict[tuple[str, ...], Evidence] = {}
         self._by_digest = {parent.digest: parent for parent in family.parents.values()}
 
-    def specs(self, recipe: Recipe) -> dict[str, TensorSpec]:
-        """Shape and dtype of every merged tensor, in the order in which `tensors` yields them."""
-        dtype: torch.dtype = getattr(torch, recipe.dtype)
-        return {name: TensorSpec(self.family.base.specs[name].shape, dtype) for name in self.family.names}
+    def plan(self, recipe: Recipe) -> Plan:
+        """Check a recipe against the family; every problem of it shows here."""
+        members = {"base": self.family.base, **self._sources(recipe)}
+        wiring = wire(recipe.stack, members)
+        layout = Layout(wiring.inputs, recipe.groups)
+        terms, settings, method = recipe.terms(layout), recipe.settings_at(layout), METHODS[recipe.method]
+        _check_terms(method, recipe, terms, wiring)
+        arithmetic = getattr(torch, recipe.arithmetic or "float32") if recipe.compat is not None else None
+        rules = Rules(
+            recipe.seed,
+            recipe.divisor,
+            recipe.election,
+            recipe.zero_sign == "majority",
+            recipe.rescale,
+            arithmetic,
+        )
+        vocabulary = self._vocabulary(recipe, members)
+        evidence = self._evidence(recipe, method, members)
+        return Plan(recipe, method, rules, members, wiring, terms, settings, vocabulary, evidence)
 
-    def tensors(self, recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
-        """Merge, yielding a fresh tensor for each name. Problems of the recipe show before the first tensor."""
-        parents = self._sources(recipe)
-        canonical = recipe.canonical_parents()
-        terms = recipe.terms(Layout(self.family.names, recipe.groups))
-        method = METHODS[recipe.method]
-        if method.combine == "mean":
-            _check_weights(terms)
-        dtype: torch.dtype = getattr(torch, recipe.dtype)
+    def _vocabulary(self, recipe: Recipe, members: Mapping[str, TensorSource]) -> VocabularyPlan | None:
+        if recipe.vocabulary is None:
+            return None
+        key = repr(recipe.vocabulary) + repr(sorted((name, member.digest) for name, member in members.items()))
+        if key not in self._vocabularies:
+            given = recipe.vocabulary
+            tokens = {token: TokenSource(**row.model_dump()) for token, row in given.tokens.items()}
+            self._vocabularies[key] = plan_vocabulary(
+                "base", members, given.source, pad_to_multiple_of=given.pad_to_multiple_of, tokens=tokens
+            )
+        return self._vocabularies[key]
 
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            for name in self.family.names:
-                base = self._tensor(self.family.base, name)
-                numbers = {source.name: terms[name][source.name] for source in recipe.parents}
-                merged = self.kernel.merge(
-                    method,
-                    name,
-                    base,
-                    [self._term(parents[s.name], s, numbers[s.name], name, recipe) for s in canonical],
-                    dtype,
-                    seed=recipe.seed,
-                    divisor=recipe.divisor,
-                    rescale=recipe.rescale,
+    def _evidence(self, recipe: Recipe, method: Method, members: Mapping[str, TensorSource]) -> dict[str, Evidence]:
+        """What the method must know of each parent; measured once, then read from where it is kept."""
+        if recipe.data is None or method.evidence is None:
+            return {}
+        path = (self._relative_to or Path()) / recipe.data.path
+        if not path.is_file():
+            raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
+        if recipe.data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != recipe.data.digest:
+            raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
+        found = {}
+        for source in recipe.parents:
+            parent = members[source.name]
+            if not isinstance(parent, Checkpoint):
+                raise RecipeError(
+                    f"{source.name}: {method.name} needs full weights; merge the adapter into its base first."
                 )
-                yield name, merged
+            key = (method.evidence, parent.digest, str(path), str(recipe.data))
+            if key not in self._measured:
+                self._measured[key] = collect(
+                    parent.folder,
+                    parent.digest,
+                    path,
+                    method.evidence,
+                    samples=recipe.data.samples,
+                    max_length=recipe.data.max_length,
+                )
+            found[source.name] = self._measured[key]
+        return found
 
-        return stream()
+    def specs(self, plan: Plan | Recipe) -> dict[str, TensorSpec]:
+        """Shape and dtype of every merged tensor, in the order in which `tensors` yields them."""
+        plan = plan if isinstance(plan, Plan) else self.plan(plan)
+        dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
+        return {name: TensorSpec(_shape(plan, name), dtype) for name in plan.wiring.inputs}
 
-    def _sources(self, recipe: Recipe) -> dict[str, Checkpoint]:
+    def tensors(self, plan: Plan | Recipe) -> Iterator[tuple[str, Tensor]]:
+        """Merge, yielding a fresh tensor for each name. Problems of the recipe show before the first tensor."""
+        plan = plan if isinstance(plan, Plan) else self.plan(plan)
+        return self._stream(plan)
+
+    def _stream(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+        dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
+        for name, tensors in self._inputs(plan):
+            numbers, order = plan.terms[name], plan.recipe.canonical_parents()
+            terms = [self._term(plan, s, numbers[s.name], name, tensors) for s in order if s.name in tensors]
+            origin = tensors["base"] if "base" in tensors else tensors[next(iter(tensors))]
+            merged = self.kernel.merge(plan.method, name, origin, terms, dtype, plan.rules, plan.settings[name])
+            yield name, merged
+
+    def _inputs(self, plan: Plan) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each merged tensor's inputs by member; where files are not mapped, the next are read meanwhile."""
+        names = list(plan.wiring.inputs)
+        if self.family.mapped:
+            for name in names:
+                yield name, self._read(plan, name)
+            return
+        with ThreadPoolExecutor(1, "read-ahead") as reader:
+            coming = reader.submit(self._read, plan, names[0])
+            for name, following in zip(names, [*names[1:], None], strict=True):
+                tensors = coming.result()
+                if following is not None:
+                    coming = reader.submit(self._read, plan, following)
+                yield name, tensors
+
+    def _read(self, plan: Plan, name: str) -> dict[str, Tensor]:
+        inputs = plan.wiring.inputs[name]
+        tensors = {member: self._tensor(plan.members[member], at) for member, at in inputs.items()}
+        if plan.vocabulary is not None and has_vocabulary(name):
+            tensors = plan.vocabulary.align(tensors)
+        return tensors
+
+    def _sources(self, recipe: Recipe) -> dict[str, TensorSource]:
         if recipe.base.digest != self.family.base.digest:
             raise RecipeError(
                 f"base: the recipe was made for weights {recipe.base.digest[:12]}, {self.family.base.folder} holds "
@@ -84,34 +186,52 @@ class Builder:
                 )
         return {source.name: self._by_digest[source.digest] for source in recipe.parents}
 
-    def _term(self, parent: Checkpoint, source: Source, numbers: Terms, name: str, recipe: Recipe) -> ParentTerm:
-        method = METHODS[recipe.method]
-        threshold = KEEP_ALL
-        if method.trims and numbers.density < 1.0 and numbers.weight != 0.0:
-            threshold = self._threshold(parent, name, numbers.density, recipe.trim_scope)
-        weight = 0.0 if threshold == KEEP_NONE else numbers.weight
-        drop = numbers.drop if method.drops else 0.0
-        return ParentTerm(self._tensor(parent, name), source.digest, weight, drop, threshold)
+    def _term(self, plan: Plan, source: Source, numbers: Terms, name: str, tensors: Mapping[str, Tensor]) -> ParentTerm:
+        method = plan.method
+        floor, ceiling, factor = KEEP_ALL, KEEP_NONE, 1.0
+        prunes = numbers.density < 1.0 or (method.prunes == "small_and_large" and numbers.gamma > 0.0)
+        if method.trims and prunes and numbers.weight != 0.0 and plan.rules.arithmetic is None:
+            floor, ceiling = self._thresholds(plan, source, name, tensors, numbers)
+            if plan.settings[name].get("prune_rescale") and numbers.density > 0.0:
+                factor = 1.0 / numbers.density
+        return ParentTerm(
+            tensors[source.name],
+            source.digest,
+            0.0 if floor == KEEP_NONE else numbers.weight,
+            numbers.drop,
+            floor,
+            ceiling,
+            numbers.epsilon if method.prunes == "by_rank" else 0.0,
+            factor,
+            _measured(plan, source.name, name),
+            numbers.density,
+            numbers.gamma,
+        )
 
-    def _threshold(self, parent: Checkpoint, name: str, density: float, scope: str) -> Threshold:
-        if scope == "tensor":
-            return self._index(parent, name).threshold(density)
-        key = (parent.digest, "")
+    def _thresholds(
+        self, plan: Plan, source: Source, name: str, tensors: Mapping[str, Tensor], numbers: Terms
+    ) -> tuple[Threshold, Threshold]:
+        gamma = numbers.gamma if plan.method.prunes == "small_and_large" else 0.0
+        if plan.recipe.trim_scope == "tensor":
+            return self._index(plan, source, name, tensors).band(numbers.density, gamma)
+        key = (source.digest, _wiring_key(plan))
         if key not in self._indices:
-            self._indices[key] = MagnitudeIndex.union([self._index(parent, each) for each in self.family.names])
-        return self._indices[key].threshold(density)
+            names = [each for each, inputs in plan.wiring.inputs.items() if source.name in inputs]
+            parts = [self._index(plan, source, each, None) for each in names]
+            self._indices[key] = MagnitudeIndex.union(parts)
+        # The TIES authors keep what reaches the magnitude of the (k+1)-th largest entry: 201 of 1000 at 20 %.
+        return self._indices[key].band(numbers.density, gamma, more=1)
 
-    def _index(self, parent: Checkpoint, name: str) -> MagnitudeIndex:
-        key = (parent.digest, name)
+    def _index(self, plan: Plan, source: Source, name: str, tensors: Mapping[str, Tensor] | None) -> MagnitudeIndex:
+        inputs = plan.wiring.inputs[name]
+        key = (source.digest, inputs[source.name], inputs["base"], name, _vocabulary_key(plan, name))
         if key not in self._indices:
-            delta = (
-                self._tensor(parent, name).reshape(-1).float()
-                - self._tensor(self.family.base, name).reshape(-1).float()
-            )
-            self._indices[key] = MagnitudeIndex.build(delta, trim_key(parent.digest, name))
+            tensors = self._read(plan, name) if tensors is None else tensors
+            delta = tensors[source.name].reshape(-1).float() - tensors["base"].reshape(-1).float()
+            self._indices[key] = MagnitudeIndex.build(delta, trim_key(source.digest, name))
         return self._indices[key]
 
-    def _tensor(self, checkpoint: Checkpoint, name: str) -> Tensor:
+    def _tensor(self, checkpoint: TensorSource, name: str) -> Tensor:
         """A source tensor on the device; off the CPU it stays resident once read."""
         if self.device.type == "cpu":
             return checkpoint.tensor(name)
@@ -121,15 +241,77 @@ class Builder:
         return self._resident[key]
 
 
-def _check_weights(terms: dict[str, dict[str, Terms]]) -> None:
+def _shape(plan: Plan, name: str) -> tuple[int, ...]:
+    shape = plan.wiring.shapes[name]
+    return (plan.vocabulary.size, *shape[1:]) if plan.vocabulary is not None and has_vocabulary(name) else shape
+
+
+def _measured(plan: Plan, parent: str, name: str) -> Measured | None:
+    known = plan.evidence.get(parent)
+    own = plan.wiring.inputs[name][parent]
+    if known is None or own not in known:
+        return None
+    return Measured(known[own], known.norm, own in known.input_first)
+
+
+def _wiring_key(plan: Plan) -> str:
+    return f"{plan.recipe.stack} {plan.recipe.vocabulary}"
+
+
+def _vocabulary_key(plan: Plan, name: str) -> str:
+    return str(plan.recipe.vocabulary) if plan.vocabulary is not None and has_vocabulary(name) else ""
+
+
+def _check_terms(method: Method, recipe: Recipe, terms: Mapping[str, Mapping[str, Terms]], wiring: Wiring) -> None:
     for name, by_parent in terms.items():
-        weights = [numbers.weight for numbers in by_parent.values()]
-        # Relative, because 0.1 + 0.2 - 0.3 is not 0.0; exact summation, because the order of parents must not matter.
-        if abs(math.fsum(weights)) <= 1e-9 * max(map(abs, weights)):
-            raise RecipeError(f"linear: the weights for {name} sum to 0, so there is no average. Change one of them.")
+        inputs = wiring.inputs[name]
+        present = {parent: numbers for parent, numbers in by_parent.items() if parent in inputs}
+        fewest, most = method.parents
+        if recipe.stack is None and recipe.method == "passthrough" and len(present) != 1:
+            raise RecipeError(
+                f"passthrough takes one parent, or a stack that gives each layer one; not {len(present)}."
+            )
+        if present and recipe.stack is not None and not fewest <= len(present) <= (most or len(present)):
+            raise RecipeError(f"stack: {method.name} needs {fewest} parents at {name}, the stack gives {len(present)}.")
+        sparse = any(t.density < 1 or t.drop > 0 or t.gamma > 0 for t in present.values())
+        if (method.uses_base or sparse) and "base" not in inputs:
+            raise RecipeError(
+                f"{method.name} needs the base at {name}, where the stack leaves it out. Add it to stack."
+            )
+        if method.combine == "mean" and method.name != "passthrough" or method.name == "karcher":
+            _check_weights(method.name, name, present, normalized=_is_true(recipe, "normalize", True))
 
 
-def open_sources(recipe: Recipe, relative_to: Path | None = None) -> Family:
-    """Open the base and parents that a recipe names."""
-    parents = {s.name: resolve(ModelRef(s.model, s.revision), relative_to) for s in recipe.parents}
-    return open_family(resolve(ModelRef(recipe.base.model, recipe.base.revision), relative_to), parents)
+def _is_true(recipe: Recipe, setting: str, default: bool) -> bool:
+    return all(bool(given.get(setting, default)) for given in recipe.settings.values())
+
+
+def _check_weights(method: str, name: str, present: Mapping[str, Terms], normalized: bool) -> None:
+    weights = [numbers.weight for numbers in present.values()]
+    # Relative, because 0.1 + 0.2 - 0.3 is not 0.0; exact summation, because the order of parents must not matter.
+    if weights and normalized and abs(math.fsum(weights)) <= 1e-9 * max(map(abs, weights)):
+        raise RecipeError(f"{method}: the weights for {name} sum to 0, so there is no average. Change one of them.")
+    if not normalized and any(t.density < 1 or t.drop > 0 for t in present.values()):
+        raise RecipeError(f"{method}: drop needs normalize: true, since a plain sum of weights has no base to drop to.")
+
+
+def open_sources(recipe: Recipe, relative_to: Path | None = None, **options: Any) -> Family:
+    """Open the base and parents that a recipe names. Options are those of `open_family`."""
+
+    def folder(source: Source) -> Path:
+        return resolve(ModelRef(source.model, source.revision), relative_to)
+
+    parents = {source.name: folder(source) for source in recipe.parents}
+    adapters = {
+        source.name: resolve(ModelRef(source.adapter), relative_to)
+        for source in recipe.parents
+        if source.adapter is not None
+    }
+    return open_family(
+        folder(recipe.base),
+        parents,
+        adapters=adapters,
+        vocabulary="error" if recipe.vocabulary is None else recipe.vocabulary.source,
+        stacked=recipe.stack is not None,
+        **options,
+    )

@@ -18,6 +18,8 @@ from heterosis.errors import HeterosisError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from heterosis.mergekit import Opened
+
 app = typer.Typer(
     name="heterosis",
     help="Search how to merge language models, and prove that what was found is better.",
@@ -91,23 +93,113 @@ def schema() -> None:
     typer.echo(json.dumps(Study.model_json_schema(), indent=2, ensure_ascii=False))
 
 
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml, or a mergekit YAML file.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickle checkpoints too, tensors alone (weights_only).")
+]
+
+
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml.")],
+    recipe: RecipePath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")],
+    allow_pickle: AllowPickle = False,
+    shard_size: Annotated[float, typer.Option(help="Largest file of weights, in GB.", min=0.000001)] = 5.0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")] = "cpu",
 ) -> None:
     """Build one merge from a recipe, as a complete Hugging Face folder."""
     _quieten_libraries()
-    from heterosis.builder import Builder, open_sources
+    from heterosis.builder import Builder
     from heterosis.errors import RecipeError
     from heterosis.export import export
-    from heterosis.recipe import Recipe
 
     if out.exists():
         raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
-    wanted = Recipe.load(recipe)
-    digest = export(Builder(open_sources(wanted, recipe.resolve().parent)), wanted, out)
+    opened = _open(recipe, allow_pickle)
+    builder = Builder(opened.family, device, relative_to=recipe.resolve().parent)
+    digest = export(builder, opened.recipe, out, shard_bytes=int(shard_size * 1e9))
     typer.echo(f"{out}  weights {digest}")
+
+
+@app.command()
+def convert(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="File to write; standard output else.")] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Write the nearest mergekit file, differences named, where none is equal.")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Turn a recipe into mergekit YAML, or mergekit YAML into a recipe."""
+    _quieten_libraries()
+    from heterosis.errors import RecipeError
+    from heterosis.files import write_text
+    from heterosis.mergekit import is_mergekit, to_mergekit
+    from heterosis.recipe import read_yaml
+    from heterosis.wiring import wire
+
+    if out is not None and out.exists():
+        raise RecipeError(f"{out} exists already. Give a new file, or remove it.")
+    opened = _open(recipe, allow_pickle)
+    if is_mergekit(read_yaml(recipe)):
+        text = opened.recipe.to_yaml()
+    else:
+        found = to_mergekit(opened.recipe, list(wire(opened.recipe.stack, opened.family.members).inputs))
+        if found.differences and not nearest:
+            raise RecipeError(
+                f"{recipe}: mergekit cannot express this merge: {'; '.join(found.differences)}. "
+                "--nearest writes the nearest."
+            )
+        text = found.to_yaml()
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+def _open(path: Path, allow_pickle: bool) -> Opened:
+    """A recipe of either kind with its models; what plays no part in it is said on standard error."""
+    from heterosis.builder import open_sources
+    from heterosis.mergekit import Opened, is_mergekit, open_mergekit, parse
+    from heterosis.recipe import Recipe, read_yaml
+
+    content, beside = read_yaml(path), path.resolve().parent
+    if not is_mergekit(content):
+        recipe = Recipe.parse(content, str(path))
+        return Opened(recipe, open_sources(recipe, beside, mapped=False, allow_pickle=allow_pickle), ())
+    opened = open_mergekit(parse(content, str(path)), beside, mapped=False, allow_pickle=allow_pickle)
+    for note in opened.notes:
+        _errors().print(f"[yellow]note:[/yellow] {_plain(note)}", soft_wrap=True)
+    return opened
+
+
+@app.command()
+def inspect(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of the base model.")],
+    parents: Annotated[list[Path], typer.Argument(metavar="PARENT…", help="Folders of its fine-tunes.")],
+    html: Annotated[Path | None, typer.Option(help="Also write plots and tables to this HTML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Is merging sensible here? Task vectors by depth and group: size, direction, conflicts, sparsity."""
+    _quieten_libraries()
+    from heterosis.inspection import inspect_models, render, write_page
+
+    survey = inspect_models(base, _named(parents))
+    if html is not None:
+        write_page(survey, html)
+    if as_json:
+        typer.echo(json.dumps(survey.to_dict(), indent=2))
+    else:
+        render(survey, _output())
+
+
+def _named(folders: list[Path]) -> dict[str, Path]:
+    """Folders by their own name, numbered where that is ambiguous."""
+    names = [folder.resolve().name for folder in folders]
+    return {
+        name if names.count(name) == 1 else f"{name}-{i + 1}": folder
+        for i, (name, folder) in enumerate(zip(names, folders, strict=True))
+    }
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from heterosis.builder import Builder
-from heterosis.checkpoints import Checkpoint, write_checkpoint
+from heterosis.builder import Builder, Plan
+from heterosis.checkpoints import Checkpoint, TensorSource, write_checkpoint
 from heterosis.checkpoints.writer import SHARD_BYTES
-from heterosis.errors import CanaryError
+from heterosis.errors import CanaryError, RecipeError
 from heterosis.files import new_folder, write_json, write_text
 from heterosis.mergekit import to_mergekit
 from heterosis.recipe import Recipe, Source
@@ -29,6 +34,9 @@ COMPANIONS = (
     "chat_template*",
 )
 
+# Where configurations say how many layers there are.
+DEPTH_KEYS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
+
 
 def export(
     builder: Builder,
@@ -43,13 +51,14 @@ def export(
 
     The written files are read back; if their digest is not `expected_digest` nothing is left behind.
     """
+    plan = builder.plan(recipe)
     with new_folder(folder) as work:
-        write_checkpoint(work, builder.specs(recipe), builder.tensors(recipe), shard_bytes)
-        _write_companions(builder.family.base, recipe, work)
+        write_checkpoint(work, builder.specs(plan), _ahead(builder.tensors(plan)), shard_bytes)
+        _write_companions(builder.family.base, plan, work)
         write_text(work / "recipe.yaml", recipe.to_yaml())
-        write_text(work / "mergekit_config.yml", to_mergekit(recipe, builder.family.names).to_yaml())
+        _write_mergekit(recipe, list(plan.wiring.inputs), work)
         write_text(work / "README.md", card(recipe, results))
-        written = Checkpoint(work, folder.name)
+        written = Checkpoint(work, folder.name, mapped=builder.family.mapped)
         digest = written.digest
         written.close()
         if expected_digest is not None and digest != expected_digest:
@@ -60,16 +69,78 @@ def export(
     return digest
 
 
-def _write_companions(base: Checkpoint, recipe: Recipe, work: Path) -> None:
-    config = dict(base.config)
-    config.pop("torch_dtype", None)
-    write_json(work / "config.json", config | {"dtype": recipe.dtype})
+def _ahead(stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same stream, with the next tensor merged while the caller writes this one."""
+    with ThreadPoolExecutor(1, "merge-ahead") as worker:
+        coming = worker.submit(next, stream, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, stream, None)
+            yield item
+
+
+def _write_companions(base: TensorSource, plan: Plan, work: Path) -> None:
     for pattern in COMPANIONS:
         for path in sorted(base.folder.glob(pattern)):
             if path.is_file():
                 shutil.copy2(path, work / path.name)
+    if plan.vocabulary is not None:
+        plan.vocabulary.write_tokenizer(work)
+    if plan.recipe.chat_template is not None:
+        write_text(work / "chat_template.jinja", _chat_template(plan))
+    write_json(work / "config.json", _config(base, plan))
     for path in work.iterdir():
         path.chmod(0o644)
+
+
+def _config(base: TensorSource, plan: Plan) -> dict[str, Any]:
+    """The base's configuration with what the merge changes: dtype, number of rows, number and kinds of layers."""
+    config = dict(base.config)
+    config.pop("torch_dtype", None)
+    config["dtype"] = plan.recipe.dtype
+    if plan.vocabulary is not None:
+        config["vocab_size"] = plan.vocabulary.size
+    if plan.recipe.stack is None:
+        return config
+    donors = list(zip(*(zip(repeat(member), layers) for member, layers in plan.recipe.stack.items()), strict=True))
+    chosen = [next((m, at) for m, at in layer if at is not None) for layer in donors]
+    for key in DEPTH_KEYS & set(config):
+        depth = config[key]
+        for name, value in config.items():
+            if isinstance(value, list) and len(value) == depth and name.endswith(("layer_types", "_layers")):
+                config[name] = [plan.members[member].config[name][at] for member, at in chosen]
+        config[key] = len(chosen)
+    return config
+
+
+def _chat_template(plan: Plan) -> str:
+    """The template as written, or with `auto` the commonest among the models."""
+    wanted = plan.recipe.chat_template
+    if wanted is not None and wanted != "auto":
+        return wanted
+    found = [text for member in plan.members.values() if (text := _own_template(member.folder)) is not None]
+    if not found:
+        raise RecipeError("chat_template: auto, but none of the models has one. Remove it.")
+    return Counter(found).most_common(1)[0][0]
+
+
+def _own_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8").strip()
+    try:
+        content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    return template.strip() if isinstance(template, str) else None
+
+
+def _write_mergekit(recipe: Recipe, names: Sequence[str], work: Path) -> None:
+    """The same merge in mergekit's terms, where it has any."""
+    try:
+        text = to_mergekit(recipe, names).to_yaml()
+    except RecipeError:
+        return
+    write_text(work / "mergekit_config.yml", text)
 
 
 def card(recipe: Recipe, results: Mapping[str, Any] | None) -> str:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from heterosis.checkpoints.layout import Layout
 from heterosis.errors import RecipeError
 from heterosis.files import write_text
-from heterosis.merge.methods import METHODS, Divisor
+from heterosis.merge.consensus import Divisor, Election
+from heterosis.merge.methods import METHODS, Method, depth_factor
 
 Depthwise = float | tuple[float, ...]
-NEUTRAL = {"weight": 1.0, "density": 1.0, "drop": 0.0}
+SettingValue = bool | float | tuple[float, ...]
+Dtype = Literal["float32", "float16", "bfloat16"]
+NEUTRAL = {"weight": 1.0, "density": 1.0, "drop": 0.0, "gamma": 0.0, "epsilon": 0.0}
 
 
 class Frozen(BaseModel):
@@ -38,8 +40,49 @@ class Source(Frozen):
     """Local folder or hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
+    adapter: str | None = None
+    """LoRA adapter (folder or hub id) on `model`, for one whose base is not this recipe's."""
     digest: str
     """Content digest of the weights: what identifies the source, wherever it lies."""
+
+
+class TokenRow(Frozen):
+    """Where the embedding of one token comes from, in a merge of vocabularies."""
+
+    kind: Literal["model", "zero", "model_token"] = "model"
+    """The same token of a model, zeros, or another token of a model."""
+    member: str | None = None
+    """`base` or a parent's name."""
+    token: str | None = None
+    """The other token, as text."""
+    token_id: int | None = None
+    """The other token, by number."""
+    force: bool = False
+    """Also for models that have the token."""
+
+
+class Vocabulary(Frozen):
+    """How models with different tokenizers are brought to one vocabulary."""
+
+    source: str
+    """Whose tokens the merge has: `base`, `union`, or a parent's name."""
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    """Rows of the embeddings are filled up to a multiple of this, with their mean."""
+    tokens: dict[str, TokenRow] = {}
+    """Tokens whose rows are chosen by hand; those that no tokenizer has are added."""
+
+
+class DataSource(Frozen):
+    """Texts on which Fisher information or Gram matrices are measured."""
+
+    path: str
+    """A .txt or .jsonl file, relative to the recipe."""
+    digest: str | None = None
+    """SHA-256 of its bytes; compared when given."""
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Use the first so many texts."""
+    max_length: Annotated[int, Field(ge=2)] = 256
+    """Cut texts to so many tokens."""
 
 
 class Parameters(Frozen):
@@ -53,9 +96,13 @@ class Parameters(Frozen):
     density: Depthwise = 1.0
     """d, the fraction of entries kept by magnitude, in [0, 1]."""
     drop: Depthwise = 0.0
-    """p, the probability with which an entry is dropped, in [0, 1)."""
+    """p, the probability with which an entry is dropped, in [0, 1). Every method takes it."""
+    gamma: Depthwise = 0.0
+    """Fraction of the largest entries that Breadcrumbs leaves out, in [0, 1]."""
+    epsilon: Depthwise = 0.0
+    """Half the window of DELLA's drop rates: from p - epsilon (largest entry) to p + epsilon (smallest)."""
 
-    @field_validator("density", "drop")
+    @field_validator("density", "drop", "gamma", "epsilon")
     @classmethod
     def _in_unit_interval(cls, value: Depthwise) -> Depthwise:
         numbers = value if isinstance(value, tuple) else (value,)
@@ -70,6 +117,13 @@ class Parameters(Frozen):
             raise ValueError("must be below 1 (rescaling by 1/(1-p)); use weight 0 to leave a parent out")
         return value
 
+    @model_validator(mode="after")
+    def _window_inside(self) -> Parameters:
+        for p, epsilon in _pairs(self.drop, self.epsilon):
+            if epsilon > 0.0 and not epsilon <= p < 1.0 - epsilon:
+                raise ValueError(f"drop {p:g} with epsilon {epsilon:g} leaves [0, 1); lower epsilon")
+        return self
+
 
 class Terms(NamedTuple):
     """The numbers for one parent and one tensor."""
@@ -77,6 +131,8 @@ class Terms(NamedTuple):
     weight: float
     density: float
     drop: float
+    gamma: float
+    epsilon: float
 
 
 class Recipe(Frozen):
@@ -87,22 +143,41 @@ class Recipe(Frozen):
     method: str
     """A key of METHODS."""
     base: Source
-    """The checkpoint that all parents were fine-tuned from."""
+    """The checkpoint that all parents were fine-tuned from; its configuration and tokenizer are the merge's."""
     parents: tuple[Source, ...]
-    """The fine-tunes."""
-    groups: dict[str, str]
+    """The models to merge."""
+    groups: dict[str, str] = {"all": ".*"}
     """Group name -> regular expression on tensor names; the first that matches decides."""
-    parameters: dict[str, dict[str, Parameters]]
+    parameters: dict[str, dict[str, Parameters]] = {}
     """Parent name -> group name -> parameters. What is left out has weight 1, density 1, drop 0."""
+    settings: dict[str, dict[str, SettingValue]] = {}
+    """Group name -> the method's own settings (scale, t, select_topk, …), one number or one per layer."""
     seed: int = 0
     """Seed of the DARE masks."""
     trim_scope: Literal["tensor", "model"] = "tensor"
     """Whether the kept fraction is taken per tensor, or over the whole task vector (the TIES paper)."""
+    election: Election = "weighted"
+    """Which votes elect the sign: λ_k δ_k, δ_k (the TIES authors, PEFT), or their signs alone (PEFT's frequency)."""
+    zero_sign: Literal["majority", "positive"] = "majority"
+    """Sign where the votes cancel exactly: the tensor's majority (the TIES authors), or + (mergekit, PEFT)."""
     divisor: Divisor = "count"
-    """What the sum of agreeing updates is divided by: their count (the TIES paper), their |λ|, or nothing."""
-    rescale: Literal["inverse_keep", "none"] | float = "inverse_keep"
-    """Factor on what DARE leaves: 1/(1-p), none (DropOnly), or a number (DAREx)."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    """What the sum of agreeing updates is divided by: their count (the TIES paper), their |λ|, their λ, or nothing."""
+    rescale: Literal["inverse_keep", "none", "l1"] | float = "inverse_keep"
+    """Factor on what DARE leaves: 1/(1-p), none (DropOnly), a number (DAREx); l1 with compat: mergekit alone."""
+    compat: Literal["mergekit"] | None = None
+    """mergekit: mergekit's choices and arithmetic in place of the papers' (its random masks excepted)."""
+    arithmetic: Dtype | None = None
+    """With compat: mergekit, the dtype in which it computes (its `dtype`); float32 otherwise."""
+    stack: dict[str, tuple[int | None, ...]] | None = None
+    """Member (`base` or a parent) -> its layer that goes into each layer of the merge, null where it takes no part.
+    Tensors before the layers follow the first layer, tensors behind them the last. Left out: layer by layer."""
+    vocabulary: Vocabulary | None = None
+    """How different tokenizers are aligned. Left out: all must have one vocabulary."""
+    data: DataSource | None = None
+    """Texts for methods that measure their parents (fisher, regmean)."""
+    chat_template: str | None = None
+    """Chat template of the merge (Jinja text, or `auto`: the commonest among its models); the base's when left out."""
+    dtype: Dtype = "bfloat16"
     """Dtype of the merged weights; arithmetic is float32 with one rounding at the end."""
 
     @model_validator(mode="after")
@@ -117,21 +192,71 @@ class Recipe(Frozen):
                 raise ValueError(f"parameters speak of {parent!r}, which is not a parent ({', '.join(names)})")
             if unknown := sorted(set(by_group) - set(self.groups)):
                 raise ValueError(f"parameters.{parent} speaks of group {unknown[0]!r}, which groups does not define")
+        self._check_method(METHODS[self.method])
+        self._check_stack([*names, "base"])
         return self
 
+    def _check_method(self, method: Method) -> None:
+        fewest, most = method.parents
+        if len(self.parents) < fewest or (most is not None and len(self.parents) > most):
+            wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"at least {fewest}"
+            raise ValueError(f"{method.name} takes {wanted} parents, not {len(self.parents)}")
+        for group, given in self.settings.items():
+            if group not in self.groups:
+                raise ValueError(f"settings speak of group {group!r}, which groups does not define")
+            for name, value in given.items():
+                if name not in method.settings:
+                    known = ", ".join(method.settings) or "none"
+                    raise ValueError(f"settings.{group}.{name}: {method.name} has no such setting; known: {known}")
+                if isinstance(method.settings[name], bool) != isinstance(value, bool):
+                    kind = "true or false" if isinstance(method.settings[name], bool) else "a number"
+                    raise ValueError(f"settings.{group}.{name} must be {kind}")
+        if (method.evidence is not None) != (self.data is not None):
+            raise ValueError(
+                f"{method.name} measures its parents: name the texts under data"
+                if self.data is None
+                else f"{method.name} reads no data; remove it"
+            )
+        if self.compat is None and (self.rescale == "l1" or self.arithmetic is not None):
+            raise ValueError("rescale: l1 and arithmetic are for compat: mergekit alone")
+
+    def _check_stack(self, members: list[str]) -> None:
+        if self.stack is None:
+            return
+        if unknown := sorted(set(self.stack) - set(members)):
+            raise ValueError(f"stack speaks of {unknown[0]!r}; members are {', '.join(members)}")
+        lengths = {len(layers) for layers in self.stack.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError("stack: every member needs a list of the same length, at least one layer")
+        if any(layer is not None and layer < 0 for layers in self.stack.values() for layer in layers):
+            raise ValueError("stack: layers count from 0")
+
     def canonical_parents(self) -> tuple[Source, ...]:
-        """Parents by content, so that the order in which a user lists them changes nothing, not even a rounding."""
+        """Parents by content, so that the order in which a user lists them changes nothing, not even a rounding.
+
+        With compat: mergekit as they are listed, since mergekit sums them in that order.
+        """
+        if self.compat is not None:
+            return self.parents
 
         def content(parent: Source) -> tuple[str, str]:
-            return parent.digest, json.dumps(_explicit(self.parameters.get(parent.name, {}), self.groups))
+            return parent.digest, json.dumps(self._content(parent))
 
         return tuple(sorted(self.parents, key=content))
+
+    def layers_of(self, member: str, layers: int) -> tuple[int | None, ...]:
+        """The layer of `member` that goes into each of the merge's `layers` layers."""
+        if self.stack is None:
+            return tuple(range(layers))
+        return self.stack.get(member, (None,) * layers)
 
     def terms(self, layout: Layout) -> dict[str, dict[str, Terms]]:
         """Tensor name -> parent name -> numbers."""
         for parent, by_group in self.parameters.items():
             for group, parameters in by_group.items():
-                _check_lengths(parent, group, parameters, layout.layers)
+                for gene in Terms._fields:
+                    where = f"parameters.{parent}.{group}.{gene}"
+                    _check_length(where, getattr(parameters, gene), layout.layers)
         return {
             tensor: {parent.name: self._terms(parent.name, tensor, layout) for parent in self.parents}
             for tensor in layout.places
@@ -143,22 +268,65 @@ class Recipe(Frozen):
         depth = place.depth(layout.layers)
         return Terms(*(_at(getattr(given, gene), depth) for gene in Terms._fields))
 
+    def settings_at(self, layout: Layout) -> dict[str, dict[str, float | bool]]:
+        """Tensor name -> the method's settings there, with `scale` holding the whole factor on its updates."""
+        method = METHODS[self.method]
+        for group, given in self.settings.items():
+            for name, value in given.items():
+                _check_length(f"settings.{group}.{name}", value, layout.layers)
+        found = {}
+        for tensor, place in layout.places.items():
+            depth = place.depth(layout.layers)
+            here = {name: _at(value, depth) for name, value in self.settings.get(place.group, {}).items()}
+            values: dict[str, float | bool] = {**method.settings, **here}
+            if "scale" in values:
+                values["scale"] = depth_factor(values, depth, layout.layers)
+            found[tensor] = values
+        return found
+
     @property
     def digest(self) -> str:
         """Identity of the merge: equal for equal merges, whatever the parents are called or where they lie."""
-        content = self.model_dump(mode="json", exclude={"base", "parents", "parameters"})
+        # What is left at its default is left out, so that a new key does not change the identity of older recipes.
+        named = {"base", "parents", "parameters", "groups", "stack", "vocabulary", "data", "chat_template"}
+        content = self.model_dump(mode="json", exclude=named, exclude_defaults=True)
+        content |= {"heterosis": self.heterosis, "dtype": self.dtype, "seed": self.seed}
         content["base"] = self.base.digest
         content["groups"] = list(self.groups.items())  # their order decides
-        content["parents"] = [
-            {"digest": parent.digest, **_explicit(self.parameters.get(parent.name, {}), self.groups)}
-            for parent in self.canonical_parents()
-        ]
+        content["parents"] = [self._content(parent) for parent in self.canonical_parents()]
+        if self.stack is not None:
+            content["stack"] = self.stack.get("base")
+        if self.vocabulary is not None:
+            content["vocabulary"] = self._vocabulary_content(self.vocabulary)
+        if self.data is not None:
+            content["data"] = self.data.model_dump(exclude={"path"} if self.data.digest else set())
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _content(self, parent: Source) -> dict[str, Any]:
+        """What one parent brings to the merge, free of its name."""
+        by_group = self.parameters.get(parent.name, {})
+        numbers = {
+            group: by_group.get(group, Parameters()).model_dump(mode="json", exclude_defaults=True)
+            for group in self.groups
+        }
+        content: dict[str, Any] = {"digest": parent.digest, "parameters": numbers}
+        if self.stack is not None:
+            content["stack"] = self.stack.get(parent.name)
+        return content
+
+    def _vocabulary_content(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        digests = {source.name: source.digest for source in self.parents}
+        content = vocabulary.model_dump(mode="json")
+        content["source"] = digests.get(vocabulary.source, vocabulary.source)
+        for row in content["tokens"].values():
+            row["member"] = digests.get(row["member"], row["member"])
+        return content
+
     def to_yaml(self) -> str:
         """The recipe as the file that `from_yaml` reads."""
-        content = self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        content = {"heterosis": self.heterosis, **content, "seed": self.seed, "dtype": self.dtype}
         return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
     def save(self, path: Path) -> None:
@@ -168,14 +336,7 @@ class Recipe(Frozen):
     @classmethod
     def load(cls, path: Path) -> Recipe:
         """Read a recipe; RecipeError names the file and the first fault."""
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read ({error}).") from error
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-            # PyYAML lets Python's own errors through where a value does not fit its tag: `seed: 2020-99-99`.
-            raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-        return cls.parse(content, str(path))
+        return cls.parse(read_yaml(path), str(path))
 
     @classmethod
     def parse(cls, content: Any, where: str) -> Recipe:
@@ -188,19 +349,30 @@ class Recipe(Frozen):
             raise RecipeError(f"{where}: {place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-def _at(value: Depthwise, depth: int) -> float:
+def read_yaml(path: Path) -> Any:
+    """Parsed YAML of a file that describes a merge; RecipeError where it cannot be read or is not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}).") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML lets Python's own errors through where a value does not fit its tag: `seed: 2020-99-99`.
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+
+
+def _at(value: Any, depth: int) -> Any:
     return value[depth] if isinstance(value, tuple) else value
 
 
-def _check_lengths(parent: str, group: str, parameters: Parameters, layers: int) -> None:
-    for gene in Terms._fields:
-        value = getattr(parameters, gene)
-        if isinstance(value, tuple) and len(value) != layers:
-            raise RecipeError(
-                f"parameters.{parent}.{group}.{gene} has {len(value)} values, the model has {layers} layers. "
-                "Give one number, or one per layer."
-            )
+def _pairs(one: Depthwise, two: Depthwise) -> list[tuple[float, float]]:
+    """Two profiles layer by layer, as far as both go."""
+    longest = max(len(value) if isinstance(value, tuple) else 1 for value in (one, two))
+    sides = [value if isinstance(value, tuple) else (value,) * longest for value in (one, two)]
+    return list(zip(*sides, strict=False))
 
 
-def _explicit(by_group: Mapping[str, Parameters], groups: Mapping[str, str]) -> dict[str, Any]:
-    return {group: by_group.get(group, Parameters()).model_dump(mode="json") for group in groups}
+def _check_length(where: str, value: Any, layers: int) -> None:
+    if isinstance(value, tuple) and len(value) != layers:
+        raise RecipeError(
+            f"{where} has {len(value)} values, the merge has {layers} layers. Give one number, or one per layer."
+        )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from heterosis.checkpoints.layout import DEFAULT_GROUPS, NAMED_GROUPS, Layout
 from heterosis.config import Blocks, Depth, Gene, Knots, SpaceConfig
 from heterosis.errors import StudyError
-from heterosis.merge.methods import METHODS
-from heterosis.recipe import NEUTRAL, Depthwise, Parameters, Recipe
+from heterosis.merge.methods import METHODS, Method
+from heterosis.recipe import NEUTRAL, DataSource, Depthwise, Parameters, Recipe
 
 Genome = tuple[float, ...]
 """One number in [0, 1] per gene."""
@@ -37,38 +37,40 @@ class GeneSlot(NamedTuple):
 class Space:
     """Genes <-> genome <-> recipe, for one family of models."""
 
-    def __init__(self, config: SpaceConfig, blank: Recipe, tensor_names: Sequence[str]) -> None:
-        """`blank` gives sources, seed and dtype; `tensor_names` are the base's."""
+    def __init__(
+        self, config: SpaceConfig, blank: Recipe, tensor_names: Sequence[str], data: DataSource | None = None
+    ) -> None:
+        """`blank` gives sources, seed and dtype; `tensor_names` are the base's; `data` is for methods that measure."""
         self.config = config
         self.method = METHODS[config.method]
-        unread = {"weight", "density", "drop"} - set(self.method.genes)
-        if named := sorted(unread & config.model_fields_set):
-            raise StudyError(f"space: {config.method} does not read {named[0]}. Remove it, or choose another method.")
-        self.groups = _groups(config, self.method.genes)
+        self._kinds = _kinds(config, self.method)
+        self.groups = _groups(config, [*self._kinds.values(), *config.settings.values()])
         self._layout = Layout(tensor_names, self.groups)
         self._blank = blank
+        self._data = data
         self._parents = [parent.name for parent in blank.parents]
         self.genes: list[GeneSlot] = []
         self._slots: dict[tuple[str, str, str], list[int]] = {}
-        for gene in self.method.genes:
-            self._lay_out(gene)
+        for gene, range_ in self._kinds.items():
+            if isinstance(range_, Gene):
+                self._lay_out(gene, range_, ["all"] if range_.shared else self._parents)
+        for setting, value in config.settings.items():
+            if isinstance(value, Gene):
+                self._lay_out(setting, value, ["all"])
         if not self.genes:
             raise StudyError("space: every gene is fixed, so there is nothing to search. Give at least one a range.")
 
-    def _lay_out(self, gene: str) -> None:
+    def _lay_out(self, gene: str, range_: Gene, owners: Sequence[str]) -> None:
         """Number the slots of one kind of gene; shared genes are numbered once for all parents."""
-        range_ = getattr(self.config, gene)
-        if not isinstance(range_, Gene):
-            return
         initial = range_.initial if range_.initial is not None else (range_.low + range_.high) / 2
-        for owner in ["all"] if range_.shared else self._parents:
+        for owner in owners:
             for group in self._layout.used_groups():
                 count = self._positions(range_.depth or self.config.depth, group)
                 first = len(self.genes)
                 for i in range(count):
                     name = f"{owner}.{gene}.{group}" + (f".{i}" if count > 1 else "")
                     self.genes.append(GeneSlot(name, range_.low, range_.high, initial))
-                for parent in self._parents if range_.shared else [owner]:
+                for parent in [*self._parents, "all"] if owner == "all" else [owner]:
                     self._slots[parent, gene, group] = list(range(first, first + count))
 
     def _positions(self, depth: Depth, group: str) -> int:
@@ -89,31 +91,64 @@ class Space:
     def recipe(self, genome: Genome) -> Recipe:
         """The merge that a genome stands for."""
         numbers = list(self.values(genome).values())
+        groups = self._layout.used_groups()
         parameters = {
-            parent: {
-                group: Parameters(**{gene: self._profile(parent, gene, group, numbers) for gene in self.method.genes})
-                for group in self._layout.used_groups()
+            parent: {group: self._parameters(parent, group, numbers) for group in groups} for parent in self._parents
+        }
+        settings = {
+            group: {
+                name: self._profile("all", name, value, group, numbers) for name, value in self.config.settings.items()
             }
-            for parent in self._parents
+            for group in (groups if self.config.settings else ())
         }
         return blank_with(
             self._blank,
             method=self.config.method,
             groups=self.groups,
             parameters=parameters,
+            settings=settings,
             trim_scope=self.config.trim_scope,
+            election=self.config.election,
             divisor=self.config.divisor,
             rescale=self.config.rescale,
+            data=self._data if self.method.evidence is not None else None,
         )
 
-    def _profile(self, parent: str, gene: str, group: str, numbers: Sequence[float]) -> Depthwise:
-        range_ = getattr(self.config, gene)
+    def _parameters(self, parent: str, group: str, numbers: Sequence[float]) -> Parameters:
+        found = {gene: self._profile(parent, gene, range_, group, numbers) for gene, range_ in self._kinds.items()}
+        if "epsilon" in found:
+            found["epsilon"] = _narrowed(found["epsilon"], found["drop"])
+        return Parameters(**found)
+
+    def _profile(self, owner: str, gene: str, range_: Gene | float, group: str, numbers: Sequence[float]) -> Any:
         if not isinstance(range_, Gene):
-            return float(range_)
-        values = [numbers[slot] for slot in self._slots[parent, gene, group]]
+            return range_
+        values = [numbers[slot] for slot in self._slots[owner, gene, group]]
         if len(values) == 1:
             return values[0]
         return over_layers(values, range_.depth or self.config.depth, self._layout.layers)
+
+
+def _kinds(config: SpaceConfig, method: Method) -> dict[str, Gene | float]:
+    """Per-parent genes that the method reads, a drop rate in front of it among them where one is asked for."""
+    asked = config.model_fields_set & {"weight", "density", "drop", "gamma", "epsilon"}
+    if unread := sorted(asked - method.reads):
+        raise StudyError(f"space: {method.name} does not read {unread[0]}. Remove it, or choose another method.")
+    if unknown := sorted(set(config.settings) - set(method.settings)):
+        known = ", ".join(method.settings) or "none"
+        raise StudyError(f"space.settings: {method.name} has no setting {unknown[0]}; known: {known}.")
+    genes = dict.fromkeys(method.genes) | ({"drop": None} if "drop" in asked else {})
+    return {gene: getattr(config, gene) for gene in genes}
+
+
+def _narrowed(epsilon: Depthwise, drop: Depthwise) -> Depthwise:
+    """The window as far as every drop rate in it stays within [0, 1)."""
+    if not isinstance(epsilon, tuple) and not isinstance(drop, tuple):
+        return min(epsilon, drop, 0.999 - drop)
+    length = len(epsilon) if isinstance(epsilon, tuple) else len(drop) if isinstance(drop, tuple) else 1
+    windows = epsilon if isinstance(epsilon, tuple) else (epsilon,) * length
+    rates = drop if isinstance(drop, tuple) else (drop,) * length
+    return tuple(min(e, p, 0.999 - p) for e, p in zip(windows, rates, strict=True))
 
 
 def over_layers(values: Sequence[float], depth: Depth, layers: int) -> tuple[float, ...]:
@@ -147,10 +182,9 @@ def _uniform(blank: Recipe, method: str, weights: Mapping[str, float]) -> Recipe
     return blank_with(blank, method=method, groups=WHOLE, parameters=parameters)
 
 
-def _groups(config: SpaceConfig, genes: Sequence[str]) -> dict[str, str]:
+def _groups(config: SpaceConfig, ranges: Sequence[Gene | float | bool]) -> dict[str, str]:
     if config.groups is None:
-        ranges = [gene for gene in (getattr(config, name) for name in genes) if isinstance(gene, Gene)]
-        depths = [gene.depth or config.depth for gene in ranges]
+        depths = [gene.depth or config.depth for gene in ranges if isinstance(gene, Gene)]
         return dict(WHOLE) if all(depth == "uniform" for depth in depths) else dict(DEFAULT_GROUPS)
     groups = {}
     for name, pattern in config.groups.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from heterosis.evaluation.engine import Sources, compute_dtype, context_length
 from heterosis.evaluation.panel import SPLITS, Panel
 from heterosis.evaluation.tasks import TaskChoice, load_tasks
 from heterosis.evaluation.tokens import Tokenizer
-from heterosis.recipe import Recipe, Source
+from heterosis.merge import METHODS
+from heterosis.recipe import DataSource, Recipe, Source
 from heterosis.space import WHOLE, Space, baselines, default_population
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
@@ -76,7 +78,7 @@ def prepare(path: Path) -> Prepared:
     beside = path.resolve().parent
     family = _open(config, beside)
     blank = _blank_recipe(config, family)
-    space = Space(config.resolved_space, blank, family.names)
+    space = Space(config.resolved_space, blank, family.names, _data(config, beside))
     max_length = context_length(family.base.config, config.engine.options.get("max_model_len"))
     panel = _panel(config, Tokenizer(family.base.folder, max_length), beside)
     weights = _task_weights(config, panel)
@@ -127,6 +129,22 @@ def _blank_recipe(config: Study, family: Family) -> Recipe:
         seed=config.seed,
         dtype=dtype,
     )
+
+
+def _data(config: Study, beside: Path) -> DataSource | None:
+    """The texts that parents are measured on, pinned by content."""
+    needed = METHODS[config.resolved_space.method].evidence is not None
+    if config.data is None or not needed:
+        if needed:
+            raise StudyError(f"data: {config.resolved_space.method} measures its parents. Name a .txt or .jsonl file.")
+        if config.data is not None:
+            raise StudyError(f"data: {config.resolved_space.method} does not read it. Remove it.")
+        return None
+    path = (beside / config.data.path).resolve()
+    if not path.is_file():
+        raise StudyError(f"data.path: no file {path}.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return DataSource(path=str(path), digest=digest, samples=config.data.samples, max_length=config.data.max_length)
 
 
 def _main_dtype(family: Family) -> Any:

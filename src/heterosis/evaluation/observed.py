@@ -20,11 +20,12 @@ class Observed:
 
     def __init__(self, builder: Builder, recipe: Recipe, keep: bool = False) -> None:
         """`keep`: hold on to the tensors in `kept`."""
-        self.specs = builder.specs(recipe)
+        plan = builder.plan(recipe)
+        self.specs = builder.specs(plan)
         self.seconds = 0.0
         self.kept: dict[str, Tensor] = {}
         self._keep = keep
-        self._tensors = builder.tensors(recipe)
+        self._tensors = builder.tensors(plan)
         self._digests: dict[str, Future[tuple[str, bool]]] = {}
         self._pool = ThreadPoolExecutor(max_workers=2)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Election = Literal["weighted", "unweighted", "frequency"]
+Divisor = Literal["count", "weight", "signed_weight", "none"]
 
 
 def total(updates: Sequence[Tensor]) -> Tensor:
@@ -16,32 +20,29 @@ def total(updates: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def elect(updates: Sequence[Tensor], tie_sign: Tensor) -> Tensor:
-    """Sign that carries the larger total mass per entry. k tensors [n] -> [n] in {-1, 0, 1}.
+def elect(mass: Tensor, tie_sign: Tensor | float) -> Tensor:
+    """Sign of the total mass per entry. [n] -> [n] in {-1, 0, 1}.
 
-    TIES (Yadav et al. 2023), section 3, step 2. Where the mass cancels exactly, `tie_sign` decides: a scalar, the
-    sign that most entries of the tensor elected, as in the authors' code.
+    TIES (Yadav et al. 2023), section 3, step 2. Where the mass cancels exactly, `tie_sign` decides: the sign that most
+    entries of the tensor elected, as in the authors' code, or + as in mergekit and PEFT.
     """
-    mass = total(updates)
     return torch.where(mass == 0.0, tie_sign, torch.sign(mass))
 
 
-def agreeing(update: Tensor, sign: Tensor) -> Tensor:
+def agreeing(vote: Tensor, sign: Tensor) -> Tensor:
     """Entries of one parent that point the elected way. -> bool [n]."""
-    return (update != 0.0) & (torch.sign(update) == sign)
+    return (vote != 0.0) & (torch.sign(vote) == sign)
 
 
-def disjoint_mean(updates: Sequence[Tensor], sign: Tensor, shares: Sequence[Tensor | float]) -> Tensor:
-    """Sum of the agreeing updates over the sum of their shares. k tensors [n] -> [n].
+def disjoint_mean(updates: Sequence[Tensor], chosen: Sequence[Tensor], shares: Sequence[Tensor | float]) -> Tensor:
+    """Sum of the chosen updates over the sum of their shares. k tensors [n] -> [n].
 
     TIES, section 3, step 3, with every share 1 (divide by the number that agree). Shares |λ_k| give a weighted mean.
     """
-    chosen = [agreeing(update, sign) for update in updates]
-    numerator = total([torch.where(kept, update, 0.0) for kept, update in zip(chosen, updates, strict=True)])
     denominator = total([torch.where(kept, share, 0.0) for kept, share in zip(chosen, shares, strict=True)])
-    return numerator / torch.where(denominator == 0.0, 1.0, denominator)
+    return disjoint_sum(updates, chosen) / torch.where(denominator == 0.0, 1.0, denominator)
 
 
-def disjoint_sum(updates: Sequence[Tensor], sign: Tensor) -> Tensor:
-    """Sum of the agreeing updates. k tensors [n] -> [n]."""
-    return total([torch.where(agreeing(update, sign), update, 0.0) for update in updates])
+def disjoint_sum(updates: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
+    """Sum of the chosen updates. k tensors [n] -> [n]."""
+    return total([torch.where(kept, update, 0.0) for kept, update in zip(chosen, updates, strict=True)])

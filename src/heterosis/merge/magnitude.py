@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from heterosis.merge.masks import INT32_MIN, Key, counter_hash, counters
+from heterosis.merge.masks import INT32_MIN, counters, tie_hash
 
 # Ranks kept per tensor: all of them up to this many entries, evenly spaced ones above (spacing under 0.01 %).
 RANKS = 16_384
@@ -41,10 +41,10 @@ class MagnitudeIndex(NamedTuple):
     numel: int
 
     @classmethod
-    def build(cls, delta: Tensor, key: Key) -> MagnitudeIndex:
+    def build(cls, delta: Tensor, key: int) -> MagnitudeIndex:
         """Index one task vector: delta [n] float32."""
         numel = delta.numel()
-        hashes = counter_hash(counters(0, numel, delta.device), key.low, key.high).cpu().numpy()
+        hashes = tie_hash(counters(0, numel, delta.device), key).cpu().numpy()
         bits = delta.abs().cpu().numpy().view(np.int32).astype(np.int64)
         ordered = np.sort((bits << 32) | (hashes.astype(np.int64) - INT32_MIN))[::-1]
         ranks = np.unique(np.linspace(0, numel - 1, min(numel, RANKS)).round().astype(np.int64))
@@ -61,7 +61,21 @@ class MagnitudeIndex(NamedTuple):
 
     def threshold(self, density: float) -> Threshold:
         """The cut that keeps int(density * n) entries: exact up to 16,384 entries, within 0.01 % above."""
+        return self.threshold_at(int(density * self.numel))
+
+    def band(self, density: float, gamma: float = 0.0, more: int = 0) -> tuple[Threshold, Threshold]:
+        """Floor and ceiling that leave out the int(gamma * n) largest entries and keep the int(density * n) next.
+
+        Where the two exceed the whole, fewer of the largest are left out. `more` is added to a number to keep that is
+        neither none nor all.
+        """
         kept = int(density * self.numel)
+        kept += more if density > 0.0 and kept < self.numel else 0
+        above = min(int(gamma * self.numel), self.numel - kept)
+        return self.threshold_at(above + kept), self.threshold_at(above)
+
+    def threshold_at(self, kept: int) -> Threshold:
+        """The cut that keeps so many entries."""
         if kept >= self.numel:
             return KEEP_ALL
         if kept == 0:

@@ -17,6 +17,8 @@ INT32_MIN = -(2**31)
 # Mixing constants of lowbias32 (C. Wellons, "Prospecting for hash functions"), as signed 32-bit numbers.
 MULTIPLY_1 = 0x7FEB352D
 MULTIPLY_2 = 0x846CA68B - 2**32
+# 2^32 / golden ratio, odd: steps of a Weyl sequence, as a signed 32-bit number.
+GOLDEN_STEP = 0x9E3779B9 - 2**32
 
 
 class Key(NamedTuple):
@@ -39,6 +41,14 @@ def counter_hash(index: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor
     x = (x ^ ((x >> 16) & 0xFFFF)) * MULTIPLY_1
     x = (x ^ ((x >> 15) & 0x1FFFF) ^ high) * MULTIPLY_2
     return x ^ ((x >> 16) & 0xFFFF)
+
+
+def tie_hash(index: Tensor, key: Tensor | int) -> Tensor:
+    """Signed 32-bit rank of int32 counters [n] -> int32 [n], spread evenly and never equal for two counters.
+
+    A Weyl sequence: one multiplication, where order among equals must be free of position but need not be random.
+    """
+    return index * GOLDEN_STEP + key
 
 
 def drop_threshold(p: float) -> int:

@@ -1,24 +1,24 @@
-"""Which entries of a task vector stay: trim by magnitude (TIES), drop at random (DARE)."""
+"""Which entries of a task vector stay: trim by magnitude (TIES, Breadcrumbs), drop at random (DARE, DELLA)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from heterosis.merge.masks import counter_hash
+from heterosis.merge.masks import INT32_MIN, counter_hash, tie_hash
 
 
-def trim_mask(delta: Tensor, index: Tensor, value: Tensor, cut: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def trim_mask(delta: Tensor, index: Tensor, value: Tensor | float, cut: Tensor | int, key: Tensor | int) -> Tensor:
     """Entries among the largest magnitudes. delta [n] float32 -> bool [n].
 
     TIES (Yadav et al. 2023), section 3, step 1. Task vectors of bf16 checkpoints hold many equal magnitudes, so a
     threshold alone cannot keep an exact fraction: entries at the threshold `value` stay when their hash reaches `cut`.
     """
     magnitude = delta.abs()
-    return (magnitude > value) | ((magnitude == value) & (counter_hash(index, low, high) >= cut))
+    return (magnitude > value) | ((magnitude == value) & (tie_hash(index, key) >= cut))
 
 
-def drop_mask(index: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def drop_mask(index: Tensor, threshold: Tensor | int, low: Tensor | int, high: Tensor | int) -> Tensor:
     """Entries that survive the random drop. index [n] int32 -> bool [n].
 
     DARE (Yu et al. 2024), equation 1: m ~ Bernoulli(p), kept where m = 0.
@@ -40,3 +40,30 @@ def rescale_factor(p: float, rescale: str | float) -> float:
     if rescale == "inverse_keep":
         return 1.0 / (1.0 - p)
     return 1.0 if rescale == "none" else float(rescale)
+
+
+def ranked_drop_rates(delta: Tensor, p: float, epsilon: float) -> Tensor:
+    """Drop rate of each entry by its rank in its row: p + ε for the smallest magnitude, p - ε for the largest.
+
+    delta [rows, n], or [n] as one row -> float64 of the same shape. DELLA (Deep et al. 2024), section 3.1 (MagPrune):
+    rates fall linearly with rank. `epsilon` is half the window, as in mergekit; the paper's ε is the whole of it.
+    """
+    rows = delta.reshape(-1, delta.shape[-1]) if delta.dim() > 1 else delta.reshape(1, -1)
+    order = torch.argsort(rows.abs(), dim=1, stable=True)
+    steps = torch.arange(rows.shape[1], dtype=torch.float64, device=delta.device) / max(rows.shape[1] - 1, 1)
+    ranks = torch.empty_like(order, dtype=torch.float64)
+    ranks.scatter_(1, order, steps.expand_as(ranks))
+    return (p + epsilon - 2.0 * epsilon * ranks).reshape(delta.shape)
+
+
+def ranked_drop(delta: Tensor, index: Tensor, rates: Tensor, low: int, high: int, rescale: str | float) -> Tensor:
+    """Drop each entry with its own rate and rescale the survivors. All [n] -> [n] float32.
+
+    DELLA, section 3.1: survivors are divided by 1 - p_i, which keeps the expectation entry by entry. Where all rates
+    are equal this is DARE, mask for mask.
+    """
+    cut = (rates * 2.0**32).to(torch.int64).clamp_(0, 2**32 - 1) + INT32_MIN
+    kept = counter_hash(index, low, high).to(torch.int64) >= cut
+    if rescale == "inverse_keep":
+        return trim(delta / (1.0 - rates).to(delta.dtype), kept)
+    return trim(delta * rescale_factor(0.0, rescale), kept)

@@ -1,20 +1,40 @@
-"""The study file: what a user writes, frozen and checked before anything starts."""
+"""The keys of a study file, frozen: what a user may write, and what it means."""
 
 from __future__ import annotations
 
-import difflib
 import re
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from heterosis.errors import StudyError
-
-METHOD_NAMES = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+# Every method of `heterosis.merge` that a search can move; passthrough only stacks layers.
+METHOD_NAMES = Literal[
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "model_stock",
+    "nearswap",
+    "task_arithmetic",
+    "magnitude",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della_linear",
+    "della",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "lines",
+    "tsv",
+    "iso_c",
+    "arcee_fusion",
+    "ram",
+    "ramplus_tl",
+    "fisher",
+    "regmean",
+]
 # Names under which the program itself speaks of merges.
 RESERVED_NAME = re.compile(r"base|all|average|mean.*|c\d+")
 RESERVED_WORDS = "base, all, average, mean…, c1, c2, …"
@@ -25,9 +45,6 @@ class Config(BaseModel):
     """Base of every part of a study file: frozen, unknown keys refused, no NaN or Inf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class Model(Config):
@@ -100,13 +117,23 @@ class SpaceConfig(Config):
     weight: Gene | float = Gene(low=0.0, high=1.5, initial=0.5)
     """λ, the factor on a parent's task vector. A number fixes it."""
     density: Gene | float = Gene(low=0.1, high=1.0, initial=0.7)
-    """d, the fraction of entries kept by magnitude (ties, dare_ties). A number fixes it."""
+    """d, the fraction of entries kept by magnitude (ties, dare_ties, magnitude, breadcrumbs). A number fixes it."""
     drop: Gene | float = Gene(low=0.0, high=0.9, initial=0.2)
-    """p, DARE's drop rate (dare_linear, dare_ties). A number fixes it."""
+    """p, DARE's drop rate. Searched by dare_linear, dare_ties, della and della_linear, and by any other method in
+    front of which it is written. A number fixes it."""
+    gamma: Gene | float = 0.01
+    """Fraction of the largest entries left out (breadcrumbs)."""
+    epsilon: Gene | float = 0.1
+    """Half the window of drop rates over ranks (della); narrowed where p - epsilon or p + epsilon would leave [0, 1)."""
+    settings: dict[str, Gene | float | bool] = {}
+    """The method's own settings (scale, t, select_topk, alpha, …): fixed, or a range to search, shared by all
+    parents."""
     sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     """First step size of CMA-ES, as a fraction of each gene's range."""
     trim_scope: Literal["tensor", "model"] = "tensor"
     """Take the kept fraction per tensor, or over a parent's whole task vector."""
+    election: Literal["weighted", "unweighted", "frequency"] = "weighted"
+    """Which votes elect a sign (TIES): λ_k δ_k, δ_k, or the signs alone."""
     divisor: Literal["count", "weight", "none"] = "count"
     """What TIES divides the sum of agreeing updates by: their count, their |λ|, or nothing."""
     rescale: Literal["inverse_keep", "none"] | float = "inverse_keep"
@@ -114,10 +141,10 @@ class SpaceConfig(Config):
 
     @model_validator(mode="after")
     def _in_range(self) -> SpaceConfig:
-        for name, low, high in (("density", 0.0, 1.0), ("drop", 0.0, 1.0)):
+        for name in ("density", "drop", "gamma", "epsilon"):
             gene = getattr(self, name)
             ends = (gene.low, gene.high) if isinstance(gene, Gene) else (gene, gene)
-            if ends[0] < low or ends[1] > high or (name == "drop" and ends[1] >= 1.0):
+            if ends[0] < 0.0 or ends[1] > 1.0 or (name == "drop" and ends[1] >= 1.0):
                 raise ValueError(f"{name} must lie in [0, 1] (drop below 1), not {ends[0]:g} to {ends[1]:g}")
         return self
 
@@ -148,6 +175,17 @@ class TaskConfig(Config):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"task": value} if isinstance(value, str) else value
+
+
+class DataConfig(Config):
+    """Texts on which fisher and regmean measure the parents."""
+
+    path: str
+    """A .txt or .jsonl file, relative to the study file. Not the benchmark's own items."""
+    samples: Annotated[int, Field(ge=1)] = 64
+    """Use the first so many texts."""
+    max_length: Annotated[int, Field(ge=2)] = 256
+    """Cut texts to so many tokens."""
 
 
 class SplitsConfig(Config):
@@ -234,6 +272,8 @@ class Study(Config):
     """How candidates are merged; the space's when left out."""
     space: SpaceConfig | str = "dare_ties_knots"
     """The search space, inline, as a file (relative to the study file), or the name of one in `search_spaces/`."""
+    data: DataConfig | None = None
+    """Texts for methods that measure the parents (fisher, regmean)."""
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     """Benchmarks to score candidates on."""
     objective: Literal["mean", "normalized_mean", "worst"] = "mean"
@@ -274,99 +314,3 @@ class Study(Config):
         """The space as an object, once `load_study` has read it."""
         assert isinstance(self.space, SpaceConfig)
         return self.space
-
-
-def load_study(path: Path) -> Study:
-    """Read a study file with its space resolved. StudyError says what is wrong in one line."""
-    content = read_yaml(path)
-    study = _validate(Study, content, path)
-    space = study.space
-    if "space" not in content and study.method is not None:
-        space = SpaceConfig(method=study.method)
-    if isinstance(space, str):
-        found = find_space(space, path.parent)
-        space = _validate(SpaceConfig, read_yaml(found), found)
-    if study.method is not None and study.method != space.method:
-        inline = content["space"]
-        if not isinstance(inline, dict) or "method" in inline:
-            raise StudyError(f"{path}: method is {study.method}, its space is for {space.method}. Drop one of them.")
-        space = space.model_copy(update={"method": study.method})
-    return study.model_copy(update={"space": space, "method": space.method})
-
-
-def find_space(name: str, relative_to: Path) -> Path:
-    """A space file beside the study, in the working directory, or among those that ship with the program."""
-    for candidate in (relative_to / name, Path(name), *(folder / f"{name}.yaml" for folder in space_folders())):
-        if candidate.is_file():
-            return candidate
-    shipped = sorted(path.stem for folder in space_folders() if folder.is_dir() for path in folder.glob("*.yaml"))
-    hint = difflib.get_close_matches(name, shipped, 1)
-    raise StudyError(f"space: no file {name}" + (f"; did you mean {hint[0]}?" if hint else f"; shipped: {shipped}"))
-
-
-def space_folders() -> tuple[Path, ...]:
-    """Where shipped spaces lie: in a checkout, or in an installation."""
-    return (
-        Path(__file__).resolve().parents[2] / "search_spaces",
-        Path(sys.prefix) / "share" / "heterosis" / "search_spaces",
-    )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read ({error}).") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise StudyError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{path}: must hold keys and values, not {type(content).__name__}. See `heterosis schema`.")
-    return content
-
-
-def _validate(kind: type[ConfigT], content: Mapping[str, Any], path: Path) -> ConfigT:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise StudyError(f"{path}: {explain(error, kind)}") from None
-
-
-def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first fault of a validation in one line, with the nearest valid name for a key that is unknown."""
-    faults = error.errors(include_url=False)
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    parts = [str(part) for part in first["loc"] if part not in _UNION_TAGS and "[" not in str(part)]
-    where = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(kind, parts[:-1])
-        near = difflib.get_close_matches(parts[-1], known, 1)
-        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{where}: unknown key; {advice}"
-    if first["type"] == "missing":
-        return f"{where}: missing. Add it; `heterosis schema` describes every key."
-    given = f" (given: {first['input']!r})" if isinstance(first.get("input"), str | int | float | bool) else ""
-    return f"{where or 'study'}: {first['msg'].removeprefix('Value error, ')}{given}"
-
-
-_UNION_TAGS = {"SpaceConfig", "Gene", "float", "int", "str", "Knots", "Blocks"}
-
-
-def _fields_at(kind: type[BaseModel], place: list[str]) -> list[str]:
-    current: type[BaseModel] | None = kind
-    for part in place:
-        if part.isdigit() or current is None:
-            continue
-        field = current.model_fields.get(part)
-        if field is None:
-            continue  # the key of a mapping: its values share one type
-        current = next((model for model in _models_in(field.annotation)), None)
-    return sorted(current.model_fields) if current is not None else []
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -21,6 +21,7 @@ NAMES = [
     "model.norm.weight",
     "lm_head.weight",
 ]
+INSIDE = [name for name in NAMES if ".layers." in name]
 DEPTHWISE = {"embeddings": r"embed_tokens", "head": r"^(lm_head|model\.norm)\.", "body": ".*"}
 
 
@@ -51,6 +52,8 @@ def differing(found: list[str]) -> set[str]:
         "ties": "cancel exactly",
         "scope": "whole task vector",
         "rescale": "no rescale",
+        "norm": "L1 norm",
+        "equals": "magnitudes are equal",
     }
     named = {key for key, word in words.items() for difference in found if word in difference}
     assert len(named) == len(found)
@@ -65,7 +68,6 @@ def test_a_weighted_average_has_no_base_and_is_normalised() -> None:
             {"model": "owner/x@v2", "parameters": {"weight": 2.0}},
             {"model": "models/y", "parameters": {"weight": 1.0}},
         ],
-        "parameters": {"normalize": True},
         "dtype": "float32",
         "out_dtype": "bfloat16",
     }
@@ -76,7 +78,7 @@ def test_task_arithmetic_is_a_plain_sum_over_the_base() -> None:
     found = to_mergekit(recipe("task_arithmetic", both(weight=0.4), dtype="float16"), NAMES)
     assert found.content["base_model"] == "owner/base"
     assert found.content["models"][0]["parameters"] == {"weight": 0.4}
-    assert found.content["parameters"] == {"normalize": False}
+    assert "parameters" not in found.content  # mergekit's own defaults
     assert found.content["out_dtype"] == "float16"
     assert found.differences == []
 
@@ -84,29 +86,30 @@ def test_task_arithmetic_is_a_plain_sum_over_the_base() -> None:
 def test_ties_gives_density_and_names_the_divisor_and_the_sign_of_zero() -> None:
     found = to_mergekit(recipe("ties", both(weight=0.5, density=0.3)), NAMES)
     assert found.content["models"][1]["parameters"] == {"weight": 0.5, "density": 0.3}
-    assert found.content["parameters"] == {"normalize": True}
-    assert differing(found.differences) == {"divisor", "ties"}
+    assert found.content["parameters"] == {"normalize": True, "rescale": False}
+    assert differing(found.differences) == {"divisor", "ties", "equals"}
 
 
 @pytest.mark.parametrize(
     ("rest", "normalize", "named"),
     [
-        ({"divisor": "weight"}, True, {"ties"}),
-        ({"divisor": "none"}, False, {"ties"}),
-        ({"divisor": "weight", "trim_scope": "model"}, True, {"ties", "scope"}),
+        ({"divisor": "signed_weight"}, True, {"ties", "equals"}),
+        ({"divisor": "weight"}, True, {"divisor", "ties", "equals"}),
+        ({"divisor": "none", "zero_sign": "positive"}, False, {"equals"}),
+        ({"divisor": "none", "trim_scope": "model"}, False, {"ties", "scope", "equals"}),
     ],
 )
 def test_divisor_and_scope_of_ties(rest: dict[str, Any], normalize: bool, named: set[str]) -> None:
     found = to_mergekit(recipe("ties", both(density=0.3), **rest), NAMES)
-    assert found.content["parameters"] == {"normalize": normalize}
+    assert found.content["parameters"] == {"normalize": normalize, "rescale": False}
     assert differing(found.differences) == named
 
 
 def test_dare_linear_keeps_what_is_not_dropped() -> None:
     found = to_mergekit(recipe("dare_linear", both(weight=0.5, drop=0.75)), NAMES)
     assert found.content["models"][0]["parameters"] == {"weight": 0.5, "density": 0.25}
-    assert found.content["parameters"] == {"normalize": False}
-    assert differing(found.differences) == {"masks"}
+    assert found.content["parameters"] == {"rescale": True}
+    assert differing(found.differences) == {"masks", "norm"}
 
 
 def test_dare_without_drops_is_the_same_merge() -> None:
@@ -114,19 +117,28 @@ def test_dare_without_drops_is_the_same_merge() -> None:
 
 
 def test_dare_ties_multiplies_density_and_keep_rate() -> None:
-    found = to_mergekit(recipe("dare_ties", both(density=0.5, drop=0.5), rescale="none"), NAMES)
+    found = to_mergekit(recipe("dare_ties", both(density=0.5, drop=0.5), rescale=1.5), NAMES)
     assert found.content["models"][0]["parameters"]["density"] == 0.25
     assert differing(found.differences) == {"masks", "trimming", "divisor", "ties", "rescale"}
 
 
 def test_values_per_layer_are_a_gradient() -> None:
     numbers = both(weight=(0.1, 0.2, 0.3), density=(1.0, 0.5, 0.2), drop=0.5)
-    found = to_mergekit(recipe("dare_ties", numbers), NAMES)
+    found = to_mergekit(recipe("dare_ties", numbers), INSIDE)
     assert found.content["models"][0]["parameters"] == {"weight": [0.1, 0.2, 0.3], "density": [0.5, 0.25, 0.1]}
 
 
+def test_tensors_outside_the_layers_get_the_value_of_their_own_end() -> None:
+    """mergekit would give the head the first value of a plain list."""
+    found = to_mergekit(recipe("task_arithmetic", both(weight=(0.1, 0.2, 0.3))), NAMES)
+    entries = {entry["filter"]: entry["value"] for entry in found.content["models"][0]["parameters"]["weight"]}
+    assert entries["model.embed_tokens.weight"] == 0.1
+    assert entries["lm_head.weight"] == entries["model.norm.weight"] == 0.3
+    assert entries[".mlp.up_proj.weight"] == [0.1, 0.2, 0.3]
+
+
 def test_a_drop_per_layer_makes_density_a_gradient() -> None:
-    found = to_mergekit(recipe("dare_linear", both(drop=(0.0, 0.5, 0.75))), NAMES)
+    found = to_mergekit(recipe("dare_linear", both(drop=(0.0, 0.5, 0.75))), INSIDE)
     assert found.content["models"][0]["parameters"] == {"weight": 1.0, "density": [1.0, 0.5, 0.25]}
 
 
