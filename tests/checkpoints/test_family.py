@@ -136,3 +136,126 @@ def test_a_fault_is_reported_under_the_name_of_the_parent_that_has_it(family: Pa
     (family / "a" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"^code: no config.json"):
         open_family(family / "base", {"math": tiny_family() / "b", "code": family / "a"})
+
+
+def test_the_base_may_be_a_parent_too(tiny_family) -> None:
+    base = tiny_family() / "base"
+    family = open_family(base, {"itself": base, "a": tiny_family() / "a"})
+    assert family.parents["itself"].digest == family.base.digest
+    family.close()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_family_is_mapped_or_streamed_as_asked(tiny_family, mapped: bool) -> None:
+    folder = tiny_family()
+    family = open_family(folder / "base", {"a": folder / "a"}, mapped=mapped)
+    assert family.mapped == mapped
+    assert torch.equal(family.parents["a"].tensor(UP), load_file(folder / "a" / "model.safetensors")[UP])
+    family.close()
+
+
+def resize(folder: Path, rows: int) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.ones(rows, 32)
+
+    rewrite(folder, change)
+    edit_tokenizer(folder, lambda content: content["model"]["vocab"].update(w7=8, w8=7))
+
+
+@pytest.mark.parametrize("rows", [60, 64, 70])
+@pytest.mark.parametrize("vocabulary", ["base", "union", "math"])
+def test_vocabularies_may_differ_where_they_get_aligned(family: Path, rows: int, vocabulary: str) -> None:
+    resize(family / "a", rows)
+    refusal(family)
+    opened = open_family(family / "base", {"math": family / "a"}, vocabulary=vocabulary)
+    assert opened.parents["math"].specs["lm_head.weight"].shape == (rows, 32)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lm_head.weight", [64, 31]), ("lm_head.weight", [64]), (UP, [47, 32]), ("model.norm.weight", [31])],
+)
+def test_alignment_is_of_rows_of_the_vocabulary_only(family: Path, name: str, shape: list[int]) -> None:
+    rewrite(family / "a", lambda tensors: tensors.update({name: torch.ones(shape)}))
+    with pytest.raises(CheckpointError, match=f"^math: {name} is ") as caught:
+        open_family(family / "base", {"math": family / "a"}, vocabulary="union")
+    assert str(shape) in str(caught.value)
+
+
+def build(folder: Path, **settings: object) -> Path:
+    """A random Llama over the tiny family's vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng():
+        LlamaForCausalLM(LlamaConfig(**(sizes | heads | settings))).save_pretrained(folder)
+    return folder
+
+
+def test_a_stack_takes_layers_from_models_of_different_depth(tiny_family, tmp_path: Path) -> None:
+    base, deep, flat = tiny_family() / "base", build(tmp_path / "deep", num_hidden_layers=5), tmp_path / "flat"
+    build(flat, num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match=r"^deep: has model.layers.3"):
+        open_family(base, {"deep": deep})
+    family = open_family(base, {"deep": deep, "flat": flat}, stacked=True)
+    assert "model.layers.4.mlp.up_proj.weight" in family.parents["deep"].specs
+    family.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rms_norm_eps": 1e-3}, {"num_key_value_heads": 4}, {"intermediate_size": 64}, {"tie_word_embeddings": True}],
+    ids=str,
+)
+def test_models_of_a_stack_must_agree_in_all_but_depth(
+    tiny_family, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    other = build(tmp_path / "other", num_hidden_layers=5, **settings)
+    with pytest.raises(CheckpointError, match=r"^other: "):
+        open_family(tiny_family() / "base", {"other": other}, stacked=True)
+
+
+def test_a_parent_of_another_width_has_another_base(tiny_family, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", hidden_size=16)
+    with pytest.raises(CheckpointError) as caught:
+        open_family(tiny_family() / "base", {"math": other})
+    message = str(caught.value)
+    assert message.startswith(
+        "math: config.json has hidden_size 16, the base has 32, so it is no fine-tune of this base"
+    )
+    assert "[64, 16]" in message
+    assert "[64, 32]" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("vocabulary", ["error", "union"])
+def test_a_parent_of_another_architecture_has_another_base(
+    tiny_family, tmp_path: Path, stacked: bool, vocabulary
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng():
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=8))
+    model.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(CheckpointError, match=r"^math: .*model_type|^math: tie_word_embeddings"):
+        open_family(tiny_family() / "base", {"math": tmp_path / "gpt2"}, stacked=stacked, vocabulary=vocabulary)
+
+
+def test_buffers_may_be_missing_from_some_members(family: Path) -> None:
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    names = open_family(family / "base", {"a": family / "a"}).names
+    for member in ("a", "base"):
+        rewrite(family / member, lambda tensors: tensors.update(buffers))
+        assert open_family(family / "base", {"a": family / "a"}).names == names
+
+
+def test_a_family_that_does_not_fit_leaves_no_file_open(family: Path) -> None:
+    rewrite(family / "a", lambda tensors: tensors.pop(UP))
+    with pytest.raises(CheckpointError):
+        open_family(family / "base", {"math": family / "a"}, mapped=False)
+    handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.exists()]
+    assert not [handle for handle in handles if handle.resolve().is_relative_to(family)]

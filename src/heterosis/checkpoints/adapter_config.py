@@ -135,13 +135,15 @@ def _check_types(content: Mapping[str, Any], name: str) -> None:
     }
     if wrong := [key for key, fit in fits.items() if not fit]:
         raise CheckpointError(f"{name}: {ADAPTER_CONFIG} has an impossible {wrong[0]}. Save the adapter again.")
-    for key in (*(content.get("rank_pattern") or ()), *(content.get("alpha_pattern") or ())):
-        try:
-            re.compile(rf"(.*\.)?({key})$")
-        except (re.error, RecursionError, OverflowError) as error:
-            raise CheckpointError(
-                f"{name}: {ADAPTER_CONFIG} has the pattern {key!r}, which is no regular expression ({error})."
-            ) from error
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for key in content.get(setting) or ():
+            try:
+                re.compile(rf"(.*\.)?({key})$")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise CheckpointError(
+                    f"{name}: {setting} in {ADAPTER_CONFIG} has {key!r}, which is no regular expression ({error}). "
+                    "Save the adapter again."
+                ) from error
 
 
 def _is_rank(value: object) -> bool:
