@@ -1,0 +1,202 @@
+"""A survey as one HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from heterosis.files import write_text
+from heterosis.inspection.geometry import LARGE, SAFE
+from heterosis.inspection.records import Survey
+from heterosis.inspection.wording import (
+    HEADLINES,
+    MARKS,
+    SIGNS,
+    difference,
+    listed,
+    percent,
+    place,
+    printable,
+    ratio,
+    small,
+    span,
+)
+
+SHOWN = 20
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5c6370; --paper: #fff; --line: #d8dbe0; --card: #f5f6f8;
+  --good: #19713f; --note: #1f5fae; --caution: #8a5a00; --warn: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --faint: #a2a9b4; --paper: #15171a; --line: #383c43;
+  --card: #1f2226; --good: #5fce8f; --note: #7db4f5; --caution: #e8b34a; --warn: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
+p, figcaption { margin: .25rem 0 .75rem; } .faint, figcaption { color: var(--faint); font-size: .875rem; }
+.headline { font-size: 1.15rem; font-weight: 600; margin-top: 1.25rem; }
+.good { color: var(--good); } .note { color: var(--note); } .caution { color: var(--caution); }
+.warn { color: var(--warn); } td.good, td.caution, td.warn { font-weight: 600; }
+ul.advice { list-style: none; margin: 0; padding: 0; } ul.advice li { display: flex; gap: .75rem; padding: .5rem .75rem;
+  margin: .4rem 0; background: var(--card); border-radius: .4rem; }
+ul.advice b { flex: 0 0 4.6rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; vertical-align: bottom; } th[scope=row], th.left, td.left { text-align: left; }
+tbody th { font-weight: 400; } tbody th, tbody td { vertical-align: top; }
+td.wrap { white-space: normal; text-align: left; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+figure { margin: 0; max-width: 34rem; } figcaption { font-size: .9rem; } figcaption b { color: var(--ink); }
+svg { display: block; width: 100%; height: auto; }
+svg text { fill: currentColor !important; font-family: inherit !important; }
+@media print { :root { --ink: #000; --faint: #444; --paper: #fff; --line: #ccc; --card: #fff; --good: #19713f;
+  --note: #1f5fae; --caution: #8a5a00; --warn: #b3261e; color-scheme: light; } body { max-width: none; padding: 0;
+  font-size: 10pt; } figure, tr, li { break-inside: avoid; } h2 { break-after: avoid; } .scroll { overflow: visible; }
+  .plots { grid-template-columns: 1fr 1fr; } thead th { white-space: normal; overflow-wrap: normal; }
+  table { font-size: 7pt; } th, td { padding: .1rem .3rem; } }
+"""
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>Inspection of {{ names }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+<h1>Is merging {{ names }} sensible?</h1>
+<p class="faint">Base: {{ base }}</p>
+<p class="headline {{ survey.verdict }}">{{ headline }}</p>
+<ul class="advice">
+{% for line in survey.advice %}<li><b class="{{ line.level }}">{{ marks[line.level] }}</b>
+<span>{{ line.text }}</span></li>
+{% endfor %}</ul>
+
+{% if survey.differences %}<h2>Differences from the base</h2>
+<div class="scroll"><table>
+<thead><tr><th class="left">parent</th><th class="left">difference</th></tr></thead>
+<tbody>{% for found in survey.differences[:shown] %}
+<tr><th scope="row">{{ found.parent | printable }}</th><td class="wrap">{{ found | difference }}</td></tr>{% endfor %}
+{% if survey.differences | length > shown %}<tr><th scope="row"></th><td class="wrap">and
+{{ survey.differences | length - shown }} more; the JSON output lists them all</td></tr>{% endif %}
+</tbody></table></div>
+{% endif %}
+{% if survey.overall.sizes %}<h2>Task vectors over the whole model</h2>
+<div class="scroll"><table>
+<thead><tr><th class="left">parent</th><th class="left">DARE's range</th>
+<th>mean |δ|</th><th>RMS</th><th>99% within</th><th>largest</th>
+<th>||δ|| / ||θ₀||</th><th>beyond {{ safe }}</th><th>beyond {{ large }}</th><th>zeros</th><th>effective density</th>
+</tr></thead>
+<tbody>{% for parent, size in survey.overall.sizes.items() %}
+<tr><th scope="row">{{ parent | printable }}</th><td class="left {{ size.verdict }}">{{ marks[size.verdict] }}</td>
+<td>{{ size.mean | small }}</td><td>{{ size.rms | small }}</td>
+<td>{{ size.p99 | small }}</td><td>{{ size.largest | small }}</td><td>{{ size.relative | percent }}</td>
+<td title="{{ size.beyond_safe }} entries">{{ (size.beyond_safe / size.entries) | percent }}</td>
+<td title="{{ size.beyond_large }} entries">{{ (size.beyond_large / size.entries) | percent }}</td>
+<td title="{{ size.zeros }} entries">{{ (size.zeros / size.entries) | percent }}</td>
+<td>{{ size.effective_density | percent }}</td></tr>{% endfor %}
+</tbody></table></div>
+<p class="faint">δ is parent minus base. DARE (Yu et al. 2024) can drop most of a task vector whose entries lie within
+{{ safe }}; a caution stands where more than 1% lie beyond it, a warning where more than 1% lie beyond {{ large }}.
+Zeros are entries equal to the base's. Effective density is ||δ||₁² / (n ||δ||₂²): near 64% for normal noise, lower
+where a few entries carry the task vector.</p>
+{% if cosines %}
+<div class="scroll"><table>
+<thead><tr><th class="left">parents</th><th>cosine</th><th>sign conflict</th><th>entries both change</th></tr></thead>
+<tbody>{% for pair in survey.overall.pairs %}
+<tr><th scope="row">{{ pair.first | printable }}, {{ pair.second | printable }}</th><td>{{ pair.cosine | ratio }}</td>
+<td>{{ pair.conflict | percent }}</td><td>{{ "{:,}".format(pair.both) }}</td></tr>{% endfor %}
+{% if survey.parents | length > 2 and survey.overall.crowd %}<tr><th scope="row">all of them</th><td></td>
+<td>{{ survey.overall.crowd.conflict | percent }}</td><td></td></tr>{% endif %}
+</tbody></table></div>
+<p class="faint">Sign conflict: of the entries that both (for all of them: at least two) change, the share in which the
+signs differ. Unrelated pairs have a cosine of 0 and a conflict of 50%.</p>
+{% endif %}
+{% if heat_maps %}<h2>Sizes</h2>
+<div class="plots">
+<figure>{{ histogram }}<figcaption><b>How far entries moved.</b> The marks are DARE's range and where it ends.
+Entries equal to the base's are not drawn.</figcaption></figure>
+{% for parent, drawn in heat_maps %}<figure>{{ drawn }}<figcaption><b>{{ parent | printable }}</b>: mean |δ| by
+depth and group.</figcaption></figure>
+{% endfor %}</div>
+{% endif %}
+{% if cosines %}<h2>Directions</h2>
+<div class="plots">
+<figure>{{ cosines }}<figcaption><b>Cosine between task vectors</b>, layer by layer. Near 1 they learned the same, near
+0 unrelated things.</figcaption></figure>
+<figure>{{ conflicts }}<figcaption><b>Sign conflict</b>, layer by layer. The line at 0.5 is that of unrelated
+pairs.</figcaption></figure>
+</div>
+{% endif %}
+<h2>Depth by group</h2>
+<div class="scroll"><table>
+<thead><tr><th class="left" rowspan="2">where</th>
+{% for parent in survey.overall.sizes %}<th colspan="3" scope="colgroup">{{ parent | printable }}</th>{% endfor %}
+{% if cosines %}<th colspan="3" scope="colgroup">together</th>{% endif %}</tr>
+<tr>{% for parent in survey.overall.sizes %}<th>mean |δ|</th><th>relative</th><th>beyond {{ large }}</th>{% endfor %}
+{% if cosines %}<th>cosine</th><th>conflict</th><th>lost</th>{% endif %}</tr></thead>
+<tbody>{% for region in survey.regions %}
+<tr><th scope="row">{{ region | place }}</th>
+{% for parent in survey.overall.sizes %}{% set size = region.sizes.get(parent) %}
+{% if size %}<td class="{{ size.verdict }}">{{ size.mean | small }}{{ signs[size.verdict] }}</td>
+<td>{{ size.relative | percent }}</td>
+<td>{{ (size.beyond_large / size.entries) | percent }}</td>{% else %}<td>-</td><td>-</td><td>-</td>{% endif %}
+{% endfor %}{% if cosines %}<td>{{ region | span }}</td>
+<td>{{ (region.crowd.conflict if region.crowd else none) | percent }}</td>
+<td>{{ (region.crowd.loss if region.crowd else none) | percent }}</td>{% endif %}</tr>{% endfor %}
+</tbody></table></div>
+<p class="faint">! stands where more than 1% of the entries lie beyond {{ safe }}, !! where they lie beyond
+{{ large }}. Relative is ||δ|| / ||θ₀||.{% if cosines %} Lost is the share of the task vectors' mass that a sign
+election with equal weights (TIES) discards.{% endif %}</p>
+{% endif %}
+</main>
+</body>
+</html>
+"""
+
+
+def write_page(survey: Survey, path: Path) -> None:
+    """Write the page, whole or not at all."""
+    write_text(path, page(survey))
+
+
+def page(survey: Survey) -> str:
+    """The page as text. Every name is escaped by the template engine, and by the plotting library inside plots."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from heterosis.inspection import plots
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {
+        "printable": printable,
+        "difference": difference,
+        "percent": percent,
+        "small": small,
+        "ratio": ratio,
+        "place": place,
+        "span": span,
+    }
+    moved = [name for name, size in survey.overall.sizes.items() if size.zeros < size.entries]
+    paired = any(pair.cosine is not None for pair in survey.overall.pairs)
+    content: dict[str, Any] = {
+        "survey": survey,
+        "names": listed([printable(name) for name in survey.parents]),
+        "base": printable(survey.base),
+        "headline": HEADLINES[survey.verdict],
+        "marks": MARKS,
+        "signs": SIGNS,
+        "safe": SAFE,
+        "large": LARGE,
+        "shown": SHOWN,
+        "style": Markup(STYLE),  # noqa: S704 (ours)
+        "histogram": Markup(plots.histogram(survey)) if moved else "",  # noqa: S704 (svg text)
+        "heat_maps": [(name, Markup(plots.heat_map(survey, name))) for name in moved],  # noqa: S704
+        "cosines": Markup(plots.cosines(survey)) if paired else "",  # noqa: S704
+        "conflicts": Markup(plots.conflicts(survey)) if paired else "",  # noqa: S704
+    }
+    return environment.from_string(TEMPLATE).render(content)
