@@ -83,8 +83,8 @@ def _on_range(overall: Region) -> Iterator[Advice]:
         yield Advice(
             "warn",
             f"Entries that moved by more than {LARGE}, where drop-and-rescale (DARE) is likely to hurt: "
-            f"{listed(named['warn'])}. Drop rates above 0.5 add more noise than there is task vector: use low ones, or TIES "
-            "without dropping.",
+            f"{listed(named['warn'])}. Drop rates above 0.5 add more noise than there is task vector: use low "
+            "ones, or TIES without dropping.",
         )
     if named["caution"]:
         yield Advice(
