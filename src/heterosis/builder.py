@@ -24,8 +24,8 @@ from heterosis.merge import METHODS, Kernel, MagnitudeIndex, Method, ParentTerm,
 from heterosis.merge.kernel import trim_key
 from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold
 from heterosis.merge.whole import Measured
-from heterosis.recipe import Recipe, Source, Terms
-from heterosis.wiring import Inputs, Wiring, wire
+from heterosis.recipe import DataSource, Recipe, Source, Terms
+from heterosis.wiring import Wiring, wire
 
 # Compiling costs tens of seconds on first use and pays from about this many parameters on.
 COMPILE_FROM = 8_000_000
@@ -103,32 +103,39 @@ class Builder:
 
     def _evidence(self, recipe: Recipe, method: Method, members: Mapping[str, TensorSource]) -> dict[str, Evidence]:
         """What the method must know of each parent; measured once, then read from where it is kept."""
-        if recipe.data is None or method.evidence is None:
+        if method.evidence is None:
             return {}
-        path = (self._relative_to or Path()) / recipe.data.path
-        if not path.is_file():
-            raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
-        if recipe.data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != recipe.data.digest:
-            raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
         found = {}
         for source in recipe.parents:
-            parent = members[source.name]
+            parent, data = members[source.name], recipe.data_of(source.name)
+            assert data is not None
             if not isinstance(parent, Checkpoint):
                 raise RecipeError(
-                    f"{source.name}: {method.name} needs full weights; merge the adapter into its base first."
+                    f"{source.name}: {method.name} needs full weights. Merge the adapter into its base first."
                 )
-            key = (method.evidence, parent.digest, str(path), str(recipe.data))
+            path = self._data_file(data)
+            key = (method.evidence, parent.digest, str(path), str(data))
             if key not in self._measured:
                 self._measured[key] = collect(
                     parent.folder,
                     parent.digest,
                     path,
                     method.evidence,
-                    samples=recipe.data.samples,
-                    max_length=recipe.data.max_length,
+                    samples=data.samples,
+                    max_length=data.max_length,
+                    labels=data.labels,
+                    field=data.field,
                 )
             found[source.name] = self._measured[key]
         return found
+
+    def _data_file(self, data: DataSource) -> Path:
+        path = (self._relative_to or Path()) / data.path
+        if not path.is_file():
+            raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
+        if data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != data.digest:
+            raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
+        return path
 
     def specs(self, plan: Plan | Recipe) -> dict[str, TensorSpec]:
         """Shape and dtype of every merged tensor, in the order in which `tensors` yields them."""
@@ -203,7 +210,7 @@ class Builder:
             ceiling,
             numbers.epsilon if method.prunes == "by_rank" else 0.0,
             factor,
-            _measured(plan, source.name, name),
+            _measured(plan, source.name, name, self.device),
             numbers.density,
             numbers.gamma,
         )
@@ -246,12 +253,12 @@ def _shape(plan: Plan, name: str) -> tuple[int, ...]:
     return (plan.vocabulary.size, *shape[1:]) if plan.vocabulary is not None and has_vocabulary(name) else shape
 
 
-def _measured(plan: Plan, parent: str, name: str) -> Measured | None:
+def _measured(plan: Plan, parent: str, name: str, device: torch.device) -> Measured | None:
     known = plan.evidence.get(parent)
     own = plan.wiring.inputs[name][parent]
     if known is None or own not in known:
         return None
-    return Measured(known[own], known.norm, own in known.input_first)
+    return Measured(known[own].to(device), known.norm, own in known.input_first)
 
 
 def _wiring_key(plan: Plan) -> str:
@@ -278,7 +285,7 @@ def _check_terms(method: Method, recipe: Recipe, terms: Mapping[str, Mapping[str
             raise RecipeError(
                 f"{method.name} needs the base at {name}, where the stack leaves it out. Add it to stack."
             )
-        if method.combine == "mean" and method.name != "passthrough" or method.name == "karcher":
+        if (method.combine == "mean" and method.name != "passthrough") or method.name == "karcher":
             _check_weights(method.name, name, present, normalized=_is_true(recipe, "normalize", True))
 
 

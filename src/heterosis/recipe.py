@@ -83,6 +83,10 @@ class DataSource(Frozen):
     """Use the first so many texts."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Cut texts to so many tokens."""
+    field: str = "text"
+    """Key of the text in a .jsonl file."""
+    labels: Literal["model", "data"] = "model"
+    """Whose next tokens the Fisher information is taken over: drawn from the model (the definition), or the text's."""
 
 
 class Parameters(Frozen):
@@ -173,8 +177,8 @@ class Recipe(Frozen):
     Tensors before the layers follow the first layer, tensors behind them the last. Left out: layer by layer."""
     vocabulary: Vocabulary | None = None
     """How different tokenizers are aligned. Left out: all must have one vocabulary."""
-    data: DataSource | None = None
-    """Texts for methods that measure their parents (fisher, regmean)."""
+    data: DataSource | dict[str, DataSource] | None = None
+    """Texts for methods that measure their parents (fisher, regmean): one file for all, or each parent's own."""
     chat_template: str | None = None
     """Chat template of the merge (Jinja text, or `auto`: the commonest among its models); the base's when left out."""
     dtype: Dtype = "bfloat16"
@@ -217,6 +221,10 @@ class Recipe(Frozen):
                 if self.data is None
                 else f"{method.name} reads no data; remove it"
             )
+        if isinstance(self.data, dict) and set(self.data) != {parent.name for parent in self.parents}:
+            raise ValueError("data must name every parent once, and nothing else")
+        if method.evidence is not None and self.vocabulary is not None:
+            raise ValueError(f"{method.name} measures models as they are, so their vocabularies cannot be aligned too")
         if self.compat is None and (self.rescale == "l1" or self.arithmetic is not None):
             raise ValueError("rescale: l1 and arithmetic are for compat: mergekit alone")
 
@@ -243,6 +251,10 @@ class Recipe(Frozen):
             return parent.digest, json.dumps(self._content(parent))
 
         return tuple(sorted(self.parents, key=content))
+
+    def data_of(self, parent: str) -> DataSource | None:
+        """The texts on which a parent is measured."""
+        return self.data[parent] if isinstance(self.data, dict) else self.data
 
     def layers_of(self, member: str, layers: int) -> tuple[int | None, ...]:
         """The layer of `member` that goes into each of the merge's `layers` layers."""
@@ -299,7 +311,7 @@ class Recipe(Frozen):
         if self.vocabulary is not None:
             content["vocabulary"] = self._vocabulary_content(self.vocabulary)
         if self.data is not None:
-            content["data"] = self.data.model_dump(exclude={"path"} if self.data.digest else set())
+            content["data"] = [_data_content(self.data_of(parent.name)) for parent in self.canonical_parents()]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -358,6 +370,11 @@ def read_yaml(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML lets Python's own errors through where a value does not fit its tag: `seed: 2020-99-99`.
         raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+
+
+def _data_content(data: DataSource | None) -> dict[str, Any]:
+    assert data is not None
+    return data.model_dump(exclude={"path"} if data.digest else set())
 
 
 def _at(value: Any, depth: int) -> Any:

@@ -14,6 +14,7 @@ from heterosis.errors import StudyError
 from heterosis.merge.methods import METHODS, Method
 from heterosis.recipe import NEUTRAL, DataSource, Depthwise, Parameters, Recipe
 
+Data = DataSource | dict[str, DataSource] | None
 Genome = tuple[float, ...]
 """One number in [0, 1] per gene."""
 
@@ -37,9 +38,7 @@ class GeneSlot(NamedTuple):
 class Space:
     """Genes <-> genome <-> recipe, for one family of models."""
 
-    def __init__(
-        self, config: SpaceConfig, blank: Recipe, tensor_names: Sequence[str], data: DataSource | None = None
-    ) -> None:
+    def __init__(self, config: SpaceConfig, blank: Recipe, tensor_names: Sequence[str], data: Data = None) -> None:
         """`blank` gives sources, seed and dtype; `tensor_names` are the base's; `data` is for methods that measure."""
         self.config = config
         self.method = METHODS[config.method]
@@ -47,7 +46,7 @@ class Space:
         self.groups = _groups(config, [*self._kinds.values(), *config.settings.values()])
         self._layout = Layout(tensor_names, self.groups)
         self._blank = blank
-        self._data = data
+        self.data = data
         self._parents = [parent.name for parent in blank.parents]
         self.genes: list[GeneSlot] = []
         self._slots: dict[tuple[str, str, str], list[int]] = {}
@@ -111,7 +110,7 @@ class Space:
             election=self.config.election,
             divisor=self.config.divisor,
             rescale=self.config.rescale,
-            data=self._data if self.method.evidence is not None else None,
+            data=self.data if self.method.evidence is not None else None,
         )
 
     def _parameters(self, parent: str, group: str, numbers: Sequence[float]) -> Parameters:

@@ -11,7 +11,7 @@ import torch
 
 from heterosis.checkpoints import Family, ModelRef, open_family, resolve
 from heterosis.checkpoints.source import is_hub_snapshot
-from heterosis.config import Model, Study, load_study
+from heterosis.config import DataConfig, Model, Study, load_study
 from heterosis.errors import StudyError
 from heterosis.evaluation.engine import Sources, compute_dtype, context_length
 from heterosis.evaluation.panel import SPLITS, Panel
@@ -47,6 +47,7 @@ class Prepared(NamedTuple):
             "parents": {parent.name: parent.digest for parent in self.blank.parents},
             "space": config.resolved_space.model_dump(mode="json"),
             "tasks": [task.model_dump(mode="json") for task in config.tasks],
+            "data": _identity_of(self.space.data),
             "splits": config.splits.model_dump(mode="json"),
             "panel": self.panel.digest,
             "objective": config.objective,
@@ -70,6 +71,12 @@ class Prepared(NamedTuple):
             return wanted
         batches = self.config.optimizer.name in ("cmaes", "nsga2")
         return default_population(len(self.space.genes)) if batches else 1
+
+
+def _identity_of(data: DataSource | dict[str, DataSource] | None) -> Any:
+    if isinstance(data, dict):
+        return {parent: _identity_of(each) for parent, each in data.items()}
+    return None if data is None else data.model_dump(exclude={"path"})
 
 
 def prepare(path: Path) -> Prepared:
@@ -131,20 +138,28 @@ def _blank_recipe(config: Study, family: Family) -> Recipe:
     )
 
 
-def _data(config: Study, beside: Path) -> DataSource | None:
+def _data(config: Study, beside: Path) -> DataSource | dict[str, DataSource] | None:
     """The texts that parents are measured on, pinned by content."""
-    needed = METHODS[config.resolved_space.method].evidence is not None
-    if config.data is None or not needed:
-        if needed:
-            raise StudyError(f"data: {config.resolved_space.method} measures its parents. Name a .txt or .jsonl file.")
+    method = config.resolved_space.method
+    if METHODS[method].evidence is None:
         if config.data is not None:
-            raise StudyError(f"data: {config.resolved_space.method} does not read it. Remove it.")
+            raise StudyError(f"data: {method} does not read it. Remove it.")
         return None
-    path = (beside / config.data.path).resolve()
+    if config.data is None:
+        raise StudyError(f"data: {method} measures its parents. Name a .txt or .jsonl file.")
+    if isinstance(config.data, DataConfig):
+        return _pinned(config.data, beside)
+    if set(config.data) != set(config.parents):
+        raise StudyError(f"data: give one file, or one for each of {', '.join(config.parents)}.")
+    return {parent: _pinned(data, beside) for parent, data in config.data.items()}
+
+
+def _pinned(data: DataConfig, beside: Path) -> DataSource:
+    path = (beside / data.path).resolve()
     if not path.is_file():
         raise StudyError(f"data.path: no file {path}.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return DataSource(path=str(path), digest=digest, samples=config.data.samples, max_length=config.data.max_length)
+    return DataSource(**data.model_dump(exclude={"path"}), path=str(path), digest=digest)
 
 
 def _main_dtype(family: Family) -> Any:

@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from heterosis.checkpoints.reader import INPUT_EMBEDDINGS, OUTPUT_HEADS, Checkpoint
+from heterosis.checkpoints.reader import INPUT_EMBEDDINGS, OUTPUT_HEADS
+from heterosis.checkpoints.tensors import TensorSource
 from heterosis.errors import CheckpointError
 
 # A folder with a tokenizer holds at least one of these.
@@ -146,7 +147,7 @@ class VocabularyPlan:
 
 def plan_vocabulary(
     base_name: str,
-    members: Mapping[str, Checkpoint],
+    members: Mapping[str, TensorSource],
     source: str,
     *,
     pad_to_multiple_of: int | None = None,
@@ -219,7 +220,7 @@ def _pad(out: Tensor, named: Tensor) -> Tensor:
 
 
 def _check_request(
-    base_name: str, members: Mapping[str, Checkpoint], source: str, pad: int | None, tokens: Mapping[str, TokenSource]
+    base_name: str, members: Mapping[str, TensorSource], source: str, pad: int | None, tokens: Mapping[str, TokenSource]
 ) -> None:
     known = ", ".join(members)
     if base_name not in members:
@@ -237,7 +238,7 @@ def _check_request(
             raise CheckpointError(f"tokens: {token!r} needs either token or token_id of {wanted.member}. Give one.")
 
 
-def _load_tokenizers(base_name: str, members: Mapping[str, Checkpoint]) -> dict[str, Any]:
+def _load_tokenizers(base_name: str, members: Mapping[str, TensorSource]) -> dict[str, Any]:
     """Every member's tokenizer; the base's for a member that brings none and has as many rows."""
     found: dict[str, Any] = {}
     for name in dict.fromkeys((base_name, *members)):
@@ -261,7 +262,7 @@ def _load(folder: Path, name: str) -> Any:
         raise CheckpointError(f"{name}: its tokenizer cannot be loaded ({reason}). Save it again.") from error
 
 
-def _vocab_size(member: Checkpoint) -> int:
+def _vocab_size(member: TensorSource) -> int:
     """Rows that stand for tokens, as the configuration says; tokens at or beyond are the tokenizer's own padding."""
     nested = member.config.get("text_config")
     said = member.config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
@@ -273,7 +274,7 @@ def _vocab_size(member: Checkpoint) -> int:
     return said if isinstance(said, int) else stored
 
 
-def _stored_rows(member: Checkpoint) -> int:
+def _stored_rows(member: TensorSource) -> int:
     """Rows of its input embedding and its output head, the smaller number if they differ."""
     specs = member.specs.items()
     counts = [spec.shape[0] for name, spec in specs if name.endswith(INPUT_EMBEDDINGS) or name in OUTPUT_HEADS]
@@ -339,7 +340,7 @@ def _drop_tokens(content: dict[str, Any], unused: set[str]) -> bool:
     return True
 
 
-def _extend(output: Any, base_name: str, members: Mapping[str, Checkpoint], tokenizers: Mapping[str, Any]) -> None:
+def _extend(output: Any, base_name: str, members: Mapping[str, TensorSource], tokenizers: Mapping[str, Any]) -> None:
     """Add to the base's tokenizer what the others have: ordinary tokens first, then added ones.
 
     A token that tokenizers add with different settings has those of the first.
@@ -374,7 +375,7 @@ def _checked_vocabulary(output: Any) -> dict[str, int]:
 
 
 def _pin(
-    token: str, row: int, wanted: TokenSource, members: Mapping[str, Checkpoint], vocabs: Mapping[str, dict[str, int]]
+    token: str, row: int, wanted: TokenSource, members: Mapping[str, TensorSource], vocabs: Mapping[str, dict[str, int]]
 ) -> Pin:
     """Look up where a token's row comes from."""
     if wanted.kind == "zero" or wanted.member is None:

@@ -124,7 +124,7 @@ class SpaceConfig(Config):
     gamma: Gene | float = 0.01
     """Fraction of the largest entries left out (breadcrumbs)."""
     epsilon: Gene | float = 0.1
-    """Half the window of drop rates over ranks (della); narrowed where p - epsilon or p + epsilon would leave [0, 1)."""
+    """Half the window of drop rates over ranks (della); narrowed where p ± epsilon would leave [0, 1)."""
     settings: dict[str, Gene | float | bool] = {}
     """The method's own settings (scale, t, select_topk, alpha, …): fixed, or a range to search, shared by all
     parents."""
@@ -186,6 +186,10 @@ class DataConfig(Config):
     """Use the first so many texts."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Cut texts to so many tokens."""
+    field: str = "text"
+    """Key of the text in a .jsonl file."""
+    labels: Literal["model", "data"] = "model"
+    """Whose next tokens Fisher information is taken over: drawn from the model (the definition), or the text's own."""
 
 
 class SplitsConfig(Config):
@@ -272,8 +276,8 @@ class Study(Config):
     """How candidates are merged; the space's when left out."""
     space: SpaceConfig | str = "dare_ties_knots"
     """The search space, inline, as a file (relative to the study file), or the name of one in `search_spaces/`."""
-    data: DataConfig | None = None
-    """Texts for methods that measure the parents (fisher, regmean)."""
+    data: DataConfig | dict[str, DataConfig] | None = None
+    """Texts for methods that measure the parents (fisher, regmean): one file for all, or, better, each parent's own."""
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     """Benchmarks to score candidates on."""
     objective: Literal["mean", "normalized_mean", "worst"] = "mean"
