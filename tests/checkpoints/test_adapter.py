@@ -143,6 +143,18 @@ def test_layers_stored_the_other_way_round_are_what_peft_merges(conv1d: Path, sa
         torch.testing.assert_close(adapter.tensor(name), merged, rtol=1e-6, atol=1e-6)
 
 
+def test_the_shapes_tell_which_way_a_layer_is_stored(conv1d: Path) -> None:
+    """A model that is not known here, and an adapter that does not say."""
+    folder = conv1d.parent / "adapter"
+    expected = train(load(conv1d), folder, r=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+    configure(folder, fan_in_fan_out=False)
+    content = json.loads((conv1d / "config.json").read_text()) | {"model_type": "unknown"}
+    (conv1d / "config.json").write_text(json.dumps(content))
+    adapter = open_family(conv1d, {"math": folder}).parents["math"]
+    for name, merged in expected.items():
+        torch.testing.assert_close(adapter.tensor(name), merged, rtol=1e-6, atol=1e-6)
+
+
 def test_trained_biases_are_taken(conv1d: Path) -> None:
     folder = conv1d.parent / "adapter"
     expected = train(load(conv1d), folder, r=3, bias="all", target_modules=["c_attn"], fan_in_fan_out=True)

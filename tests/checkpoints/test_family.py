@@ -255,7 +255,8 @@ def test_buffers_may_be_missing_from_some_members(family: Path) -> None:
 
 def test_a_family_that_does_not_fit_leaves_no_file_open(family: Path) -> None:
     rewrite(family / "a", lambda tensors: tensors.pop(UP))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError) as caught:  # its traceback keeps all that was opened alive
         open_family(family / "base", {"math": family / "a"}, mapped=False)
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.exists()]
     assert not [handle for handle in handles if handle.resolve().is_relative_to(family)]
+    assert caught.value

@@ -142,8 +142,12 @@ def test_reads_that_come_in_pieces_are_put_together(tiny_family, monkeypatch) ->
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_refused_checkpoint_leaves_no_file_open(copy, mapped: bool) -> None:
     folder = copy(sharded=True)
-    max(folder.glob("*.safetensors")).write_bytes(b"")
-    refusal(folder, mapped=mapped)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    last = list(dict.fromkeys(index["weight_map"].values()))[-1]
+    (folder / last).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:  # its traceback keeps all that was opened alive
+        Checkpoint(folder, mapped=mapped)
+    assert caught.value
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.exists()]
     assert not [handle for handle in handles if handle.resolve().is_relative_to(folder)]
 
