@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,13 @@ def test_swapping_the_parameters_of_two_parents_is_another_merge() -> None:
 
 def test_a_digest_is_frozen() -> None:
     """The record of a study finds candidates by it."""
-    assert RECIPE.digest[:16] == "ad1d978a48d2a39f"
+    assert RECIPE.digest[:16] == "4a518ea7c3ad2fa4"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        ("method", "slerp", "method 'slerp' is unknown; one of linear"),
+        ("method", "alchemy", "method 'alchemy' is unknown; one of linear"),
         ("method", None, "method"),
         ("heterosis", 2, "heterosis"),
         ("dtype", "int8", "dtype"),
@@ -245,9 +246,9 @@ def test_each_tensor_takes_the_numbers_of_its_group_and_depth() -> None:
     terms = RECIPE.terms(Layout(NAMES, RECIPE.groups))
     assert list(terms) == NAMES
     assert [terms[name]["math"].weight for name in NAMES] == [1.0, 0.1, 0.2, 0.3, 1.0]
-    assert terms["model.layers.1.mlp.w"]["math"] == Terms(0.2, 0.5, 0.25)
-    assert terms["model.layers.1.mlp.w"]["code"] == Terms(1.0, 1.0, 0.0)
-    assert terms["model.norm.weight"]["code"] == Terms(-1.5, 1.0, 0.0)
+    assert terms["model.layers.1.mlp.w"]["math"] == Terms(0.2, 0.5, 0.25, 0.0, 0.0)
+    assert terms["model.layers.1.mlp.w"]["code"] == Terms(1.0, 1.0, 0.0, 0.0, 0.0)
+    assert terms["model.norm.weight"]["code"] == Terms(-1.5, 1.0, 0.0, 0.0, 0.0)
 
 
 def test_lists_give_their_first_value_to_the_embeddings_and_their_last_to_the_head() -> None:
@@ -260,8 +261,9 @@ def test_lists_give_their_first_value_to_the_embeddings_and_their_last_to_the_he
 @pytest.mark.parametrize("gene", Terms._fields)
 @pytest.mark.parametrize("values", [[], [0.1], [0.1, 0.2], [0.1] * 4])
 def test_a_list_of_another_length_than_the_layers_is_refused(gene: str, values: list[float]) -> None:
-    recipe = Recipe.parse(changed(f"parameters.math.body.{gene}", values), "test")
-    expected = f"parameters.math.body.{gene} has {len(values)} values, the model has 3 layers"
+    document = content(parameters={"math": {"body": {gene: values, **({"drop": 0.5} if gene == "epsilon" else {})}}})
+    recipe = Recipe.parse(document, "test")
+    expected = f"parameters.math.body.{gene} has {len(values)} values, the merge has 3 layers"
     with pytest.raises(RecipeError, match=re.escape(expected)):
         recipe.terms(Layout(NAMES, recipe.groups))
 
@@ -269,3 +271,84 @@ def test_a_list_of_another_length_than_the_layers_is_refused(gene: str, values: 
 def test_parameters_that_are_left_out_are_neutral() -> None:
     assert Parameters().model_dump() == NEUTRAL
     assert set(NEUTRAL) == set(Terms._fields)
+
+
+STACKED = {"base": [0, 1, 2, 0], "math": [0, 1, None, None], "code": [None, None, 2, 0]}
+MORE: dict[str, tuple[dict[str, Any], str]] = {
+    "a setting of another method": (
+        {"settings": {"body": {"t": 0.1}}},
+        "settings.body.t: dare_ties has no such setting",
+    ),
+    "a setting of no group": ({"settings": {"tail": {"scale": 1.0}}}, "settings speak of group 'tail'"),
+    "a switch for a number": ({"settings": {"body": {"scale": True}}}, "settings.body.scale must be a number"),
+    "a window that leaves [0, 1)": (
+        {"parameters": {"math": {"body": {"drop": 0.1, "epsilon": 0.2}}}},
+        "drop 0.1 with epsilon 0.2 leaves [0, 1)",
+    ),
+    "more parents than the method takes": ({"method": "nearswap", "parameters": {}}, "nearswap takes 1 parents, not 2"),
+    "data for a method that reads none": ({"data": {"path": "x.txt"}}, "dare_ties reads no data"),
+    "no data for a method that measures": ({"method": "fisher", "parameters": {}}, "fisher measures its parents"),
+    "data of one parent alone": (
+        {"method": "fisher", "parameters": {}, "data": {"math": {"path": "x.txt"}}},
+        "data must name every parent once",
+    ),
+    "data and vocabularies": (
+        {"method": "regmean", "parameters": {}, "data": {"path": "x"}, "vocabulary": {"source": "union"}},
+        "cannot be aligned too",
+    ),
+    "a stack of a stranger": ({"stack": STACKED | {"poet": [0, 0, 0, 0]}}, "stack speaks of 'poet'"),
+    "a ragged stack": ({"stack": STACKED | {"code": [1]}}, "every member needs a list of the same length"),
+    "a stack below the floor": ({"stack": STACKED | {"code": [-1, 0, 0, 0]}}, "layers count from 0"),
+    "mergekit's rescaling without its rules": ({"rescale": "l1"}, "for compat: mergekit alone"),
+    "mergekit's arithmetic without its rules": ({"arithmetic": "bfloat16"}, "for compat: mergekit alone"),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_does_not_go_together_is_refused(name: str) -> None:
+    changes, message = MORE[name]
+    assert message in refusal(content(**changes))
+
+
+def test_stacks_vocabularies_and_data_belong_to_the_identity_of_a_merge() -> None:
+    plain = content(method="linear", parameters={})
+    measured = content(method="regmean", parameters={})
+    recipes = [
+        plain,
+        plain | {"stack": STACKED},
+        plain | {"stack": STACKED | {"math": [0, 1, None, 2]}},
+        plain | {"vocabulary": {"source": "union"}},
+        plain | {"vocabulary": {"source": "code"}},
+        plain | {"compat": "mergekit"},
+        plain | {"settings": {"body": {"normalize": False}}},
+        measured | {"data": {"path": "x.txt", "digest": "1"}},
+        measured | {"data": {"path": "x.txt", "digest": "2"}},
+        measured | {"data": {name: {"path": "x.txt", "digest": name} for name in ("math", "code")}},
+    ]
+    assert len({Recipe.parse(each, "test").digest for each in recipes}) == len(recipes)
+    moved = measured | {"data": {"path": "elsewhere.txt", "digest": "1"}}
+    assert Recipe.parse(moved, "test").digest == Recipe.parse(recipes[7], "test").digest
+
+
+def test_a_vocabulary_follows_its_parent_by_content_not_by_name() -> None:
+    one = content(method="linear", parameters={}, vocabulary={"source": "code"})
+    two = json.loads(json.dumps(one).replace('"code"', '"zebra"'))
+    assert Recipe.parse(one, "test").digest == Recipe.parse(two, "test").digest
+
+
+def test_settings_follow_groups_and_depth() -> None:
+    recipe = Recipe.parse(
+        content(method="lines", parameters={}, settings={"body": {"scale": [1, 2, 3], "alpha": 1.0, "beta": 1.0}}),
+        "test",
+    )
+    found = recipe.settings_at(Layout(NAMES, recipe.groups))
+    assert [found[f"model.layers.{i}.mlp.w"]["scale"] for i in range(3)] == [1.0, 2.0 * 1.5, 3.0 * 2.0]
+    assert found["model.embed_tokens.weight"]["scale"] == 0.5  # the group `ends` keeps the defaults, at depth 0
+    assert found["model.norm.weight"]["scale"] == 1.0
+
+
+def test_mergekit_recipes_keep_the_order_in_which_models_are_listed() -> None:
+    listed = Recipe.parse(content(compat="mergekit"), "test")
+    assert [parent.name for parent in listed.canonical_parents()] == ["math", "code"]
+    turned = Recipe.parse(content(compat="mergekit", parents=content()["parents"][::-1]), "test")
+    assert turned.digest != listed.digest

@@ -50,6 +50,7 @@ OWNERS = {
     "lm_eval": {"evaluation"},
     "transformers": {"checkpoints", "evaluation", "evidence"},
     "datasets": set(),
+    "matplotlib": {"inspection"},
     "mlflow": {"ledger"},
     "optuna": {"ledger", "optimizers"},
     "cma": {"optimizers"},

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from heterosis.checkpoints import Checkpoint, Family, open_family
-from heterosis.checkpoints.family import vocabulary
 from heterosis.checkpoints.layout import storage_order
+from heterosis.checkpoints.vocabulary import vocabulary
 from heterosis.errors import CheckpointError
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from heterosis.checkpoints.adapter import Adapter
 from heterosis.checkpoints.adapter_config import ADAPTER_CONFIG
 from heterosis.checkpoints.layout import storage_order
 from heterosis.checkpoints.reader import Checkpoint, has_vocabulary
 from heterosis.checkpoints.tensors import TensorSource
+from heterosis.checkpoints.vocabulary import vocabulary as vocabulary_of
 from heterosis.errors import CheckpointError
 
 
@@ -203,7 +202,7 @@ def _shapes(base: Checkpoint, parent: TensorSource, aligned: bool) -> tuple[str,
 
 
 def _check_vocabulary(base: Checkpoint, parent: TensorSource, name: str) -> None:
-    ours, theirs = vocabulary(base.folder), vocabulary(parent.folder)
+    ours, theirs = vocabulary_of(base.folder), vocabulary_of(parent.folder)
     if ours is None or theirs is None or ours == theirs:
         return
     moved = next((token for token in ours if theirs.get(token) != ours[token]), None)
@@ -213,18 +212,3 @@ def _check_vocabulary(base: Checkpoint, parent: TensorSource, name: str) -> None
         f"{name}: its tokenizer gives {moved!r} the id {theirs.get(moved)}, the base's gives {ours[moved]}. "
         "Rows of the embeddings mean different tokens: drop this parent, or set vocabulary: base or union."
     )
-
-
-def vocabulary(folder: Path) -> dict[str, int] | None:
-    """Token -> id as tokenizer.json has it; None where there is no such file."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        vocab = content["model"]["vocab"]
-        pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], i) for i, entry in enumerate(vocab))
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        return {**dict(pairs), **added}
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a tokenizer file ({error!r}). Download or save it again.") from error

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from heterosis.checkpoints import Adapter, TensorSource
-from heterosis.checkpoints.family import FORWARD_KEYS, vocabulary
+from heterosis.checkpoints.family import FORWARD_KEYS
+from heterosis.checkpoints.vocabulary import vocabulary
 
 Kind = Literal["config", "tokens moved", "missing", "extra", "shape", "dtype", "tokens added"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
