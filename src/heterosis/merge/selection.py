@@ -19,13 +19,11 @@ def sce(origin: Tensor, points: Sequence[Tensor], select_topk: float = 1.0, unif
     Below a mean square of `uniform_below`, summed over parents, all weigh the same, as in the code that the authors
     gave to mergekit; 0 is the paper. One parent has no variance, so selecting less than all of it leaves the base.
     """
-    if not points:
+    if not points or origin.numel() == 0:
         return origin.clone()
     deltas = torch.stack([point - origin for point in points])
     if select_topk < 1.0:
         deltas = deltas * _most_varied(deltas, select_topk)
-    if deltas[0].numel() == 0:
-        return origin.clone()
     energy = deltas.square().reshape(len(points), -1).mean(dim=1)
     whole = energy.sum()
     even = torch.full_like(energy, 1.0) / len(points)

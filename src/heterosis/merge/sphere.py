@@ -100,7 +100,9 @@ def multislerp(
     units = [vector / _or_one(length + eps) for vector, length in zip(vectors, lengths, strict=True)]
     mean = _sum([unit * share for unit, share in zip(units, shares, strict=True)])
     size = norm(mean).to(dtype)
-    if size.item() < eps:
+    # What is left of directions that cancel in float32 is their rounding, which is more than mergekit's eps.
+    rounding = 0.0 if dtype in HALF else 2.0 * torch.finfo(dtype).eps * shares.abs().sum().item()
+    if size.item() < max(eps, rounding):
         if len(points) > 2 and any(length.item() > eps for length in lengths):
             raise RecipeError("multislerp: the weighted directions of the parents cancel out. Change a weight.")
         return _sum([vector * share for vector, share in zip(vectors, shares, strict=True)]).reshape(shape)
@@ -135,7 +137,8 @@ def karcher(
     chosen = [points[k] for k in directed]
     shares = [given[k] / sum(given[k] for k in directed) for k in directed]
     if points[0].dtype in HALF:
-        return scale.float() * _karcher_by_steps(chosen, shares, lengths[directed], iterations, tolerance)
+        mean = _karcher_by_steps(chosen, shares, lengths[directed], iterations, tolerance)
+        return (scale.float() * mean).to(mean.dtype)
     return _karcher_by_products(chosen, shares, lengths[directed], scale, iterations, tolerance)
 
 
@@ -206,6 +209,10 @@ def _half_inner(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(rows: Tensor) -> Tensor:
     """Euclidean length of every row. [r, n] -> [r, 1] float64."""
+    if rows.dtype in HALF:
+        # With the float32 rounding of torch's own norm, which mergekit calls; no thread count changes this one.
+        lengths: Tensor = torch.linalg.vector_norm(rows.to(torch.float32), dim=1, keepdim=True)
+        return lengths.to(torch.float64)
     return inner(rows, rows).sqrt()
 
 
