@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from heterosis import cli
 from heterosis.checkpoints import Family, open_family
 from heterosis.recipe import Recipe
 
@@ -26,6 +29,7 @@ PARENTS = ("a", "b", "c")
 FamilyFolder = Callable[..., Path]
 OpenFamily = Callable[..., Family]
 MakeRecipe = Callable[..., Recipe]
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -185,3 +189,20 @@ def untied_family(tmp_path_factory: pytest.TempPathFactory, demo_family: Path) -
         for path in (demo_family / "base").glob("tokenizer*"):
             shutil.copy(path, root / name)
     return root
+
+
+@pytest.fixture
+def heterosis(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        # The command sets variables that quieten libraries; they end with the test.
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        monkeypatch.setattr(sys, "argv", ["heterosis", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        code = left.value.code
+        return (code if isinstance(code, int) else 0, *capfd.readouterr())
+
+    return call

@@ -15,33 +15,16 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PARENTS, FamilyFolder
+from conftest import PARENTS, Command, FamilyFolder
 from small_tasks import choice_docs, write_task
 
-from heterosis import __version__, cli
+from heterosis import __version__
 from heterosis.evaluation.transformers_engine import TransformersEngine
 from heterosis.ledger import Record
 from heterosis.ledger.record import open_storage, sqlite_url
 
 CANDIDATES = 9
 BASELINES = 7
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def heterosis(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["heterosis", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        return (code if isinstance(code, int) else 0, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ class Builder:
                 raise RecipeError(
                     f"{source.name}: {method.name} needs full weights. Merge the adapter into its base first."
                 )
-            path = self._data_file(data)
+            path = data_file(data, self._relative_to)
             key = (method.evidence, parent.digest, str(path), str(data))
             if key not in self._measured:
                 self._measured[key] = collect(
@@ -128,14 +128,6 @@ class Builder:
                 )
             found[source.name] = self._measured[key]
         return found
-
-    def _data_file(self, data: DataSource) -> Path:
-        path = (self._relative_to or Path()) / data.path
-        if not path.is_file():
-            raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
-        if data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != data.digest:
-            raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
-        return path
 
     def specs(self, plan: Plan | Recipe) -> dict[str, TensorSpec]:
         """Shape and dtype of every merged tensor, in the order in which `tensors` yields them."""
@@ -302,6 +294,42 @@ def _check_weights(method: str, name: str, present: Mapping[str, Terms], normali
         raise RecipeError(f"{method}: drop needs normalize: true, since a plain sum of weights has no base to drop to.")
 
 
+def located(recipe: Recipe, relative_to: Path) -> Recipe:
+    """The same recipe with whatever it names by a relative path named by a full one, and its texts pinned by content."""
+
+    def source(given: Source) -> Source:
+        changes: dict[str, Any] = {"model": _full(given.model, relative_to)}
+        if given.adapter is not None:
+            changes["adapter"] = _full(given.adapter, relative_to)
+        return given.model_copy(update=changes)
+
+    def data(given: DataSource) -> DataSource:
+        path = data_file(given, relative_to).resolve()
+        return given.model_copy(update={"path": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()})
+
+    changes: dict[str, Any] = {"base": source(recipe.base), "parents": tuple(map(source, recipe.parents))}
+    if isinstance(recipe.data, dict):
+        changes["data"] = {name: data(each) for name, each in recipe.data.items()}
+    elif recipe.data is not None:
+        changes["data"] = data(recipe.data)
+    return recipe.model_copy(update=changes)
+
+
+def _full(model: str, relative_to: Path) -> str:
+    """The full path of a folder; a hub id as it is."""
+    return str((relative_to / model).resolve()) if (relative_to / model).is_dir() else model
+
+
+def data_file(data: DataSource, relative_to: Path | None) -> Path:
+    """Where texts lie; RecipeError where they are not, or are others than the recipe was made with."""
+    path = (relative_to or Path()) / data.path
+    if not path.is_file():
+        raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
+    if data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != data.digest:
+        raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
+    return path
+
+
 def open_sources(recipe: Recipe, relative_to: Path | None = None, **options: Any) -> Family:
     """Open the base and parents that a recipe names. Options are those of `open_family`."""
 
@@ -310,7 +338,7 @@ def open_sources(recipe: Recipe, relative_to: Path | None = None, **options: Any
 
     parents = {source.name: folder(source) for source in recipe.parents}
     adapters = {
-        source.name: resolve(ModelRef(source.adapter), relative_to)
+        source.name: resolve(ModelRef(source.adapter, source.adapter_revision), relative_to)
         for source in recipe.parents
         if source.adapter is not None
     }

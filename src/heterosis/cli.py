@@ -159,13 +159,13 @@ def convert(
 
 def _open(path: Path, allow_pickle: bool) -> Opened:
     """A recipe of either kind with its models; what plays no part in it is said on standard error."""
-    from heterosis.builder import open_sources
+    from heterosis.builder import located, open_sources
     from heterosis.mergekit import Opened, is_mergekit, open_mergekit, parse
     from heterosis.recipe import Recipe, read_yaml
 
     content, beside = read_yaml(path), path.resolve().parent
     if not is_mergekit(content):
-        recipe = Recipe.parse(content, str(path))
+        recipe = located(Recipe.parse(content, str(path)), beside)
         return Opened(recipe, open_sources(recipe, beside, mapped=False, allow_pickle=allow_pickle), ())
     opened = open_mergekit(parse(content, str(path)), beside, mapped=False, allow_pickle=allow_pickle)
     for note in opened.notes:

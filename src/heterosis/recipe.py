@@ -42,6 +42,8 @@ class Source(Frozen):
     """Commit, tag or branch of a hub id."""
     adapter: str | None = None
     """LoRA adapter (folder or hub id) on `model`, for one whose base is not this recipe's."""
+    adapter_revision: str | None = None
+    """Commit, tag or branch of an adapter's hub id."""
     digest: str
     """Content digest of the weights: what identifies the source, wherever it lies."""
 

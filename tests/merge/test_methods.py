@@ -149,7 +149,7 @@ def test_breadcrumbs_ties_worked_by_hand() -> None:
 
 def test_della_linear_worked_by_hand() -> None:
     # One row of two entries: |δ| = 1 has rank 0 and is dropped with p + ε = 0.75, |δ| = 8 with p - ε = 0.25.
-    # u for a: 0.19, 0.32, so the first entry (0.19 < 0.75) goes, the second (0.32 >= 0.25) stays and is divided by 0.75.
+    # u for a: 0.19, 0.32: the first entry (0.19 < 0.75) goes, the second (0.32 >= 0.25) stays, divided by 0.75.
     merged = merge("della_linear", torch.zeros(2), {"a": torch.tensor([1.0, 8.0])}, [1.5], drop=0.5, epsilon=0.25)
     assert merged.tolist() == [0.0, 16.0]
 
@@ -224,9 +224,7 @@ def test_normalize_divides_by_the_sum_of_weights() -> None:
 def test_dare_stands_in_front_of_any_method(method: str) -> None:
     """Its masks are those of dare_linear, so dropping first by hand gives the same merge."""
     base, parents = random_family(2)
-    thinned = {
-        name: merge("dare_linear", base, {name: parent}, [1.0], drop=0.4) for name, parent in parents.items()
-    }
+    thinned = {name: merge("dare_linear", base, {name: parent}, [1.0], drop=0.4) for name, parent in parents.items()}
     merged = merge(method, base, parents, [0.6, 0.4], drop=0.4)
     expected = merge(method, base, thinned, [0.6, 0.4])
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)

@@ -57,9 +57,7 @@ CONFIGURATIONS: dict[str, LISTED] = {
         top={"normalize": False, "int8_mask": True, "lambda": 1.1},
     ),
     "ties in half precision": task_vectors("ties", "ab", weight=(0.5, 0.3), density=0.5) | {"dtype": "float16"},
-    "breadcrumbs": task_vectors(
-        "breadcrumbs", "ab", weight=(0.5, 0.7), density=(0.3, [0.5, 0.9]), gamma=(0.01, 0.05)
-    ),
+    "breadcrumbs": task_vectors("breadcrumbs", "ab", weight=(0.5, 0.7), density=(0.3, [0.5, 0.9]), gamma=(0.01, 0.05)),
     "breadcrumbs with ties": task_vectors("breadcrumbs_ties", "ab", weight=(0.5, 0.7), density=(0.3, 0.95)),
     "nearswap": task_vectors("nearswap", "a", top={"t": [0.01, 0.1]}),
     "a number as text": task_vectors("nearswap", "a", top={"t": "1e-2"}),
@@ -109,9 +107,7 @@ ROUNDED: dict[str, LISTED] = {
         "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
     },
     "multislerp": {"merge_method": "multislerp", "models": models("a", "b", "c", weight=(0.5, 0.7, 0.2))},
-    "multislerp around the base": task_vectors(
-        "multislerp", weight=(0.5, 0.7, 0.2), top={"normalize_weights": False}
-    ),
+    "multislerp around the base": task_vectors("multislerp", weight=(0.5, 0.7, 0.2), top={"normalize_weights": False}),
     "karcher": {"merge_method": "karcher", "models": [{"model": name} for name in "abc"]},
     "model stock": task_vectors("model_stock"),
     "model stock by rows": task_vectors("model_stock", "ab", top={"filter_wise": True}),

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from heterosis.checkpoints import Family, ModelRef, TensorSource, open_family, resolve
+from heterosis.checkpoints.source import is_hub_snapshot
 from heterosis.errors import RecipeError
 from heterosis.merge import METHODS
 from heterosis.mergekit.profiles import Profiles, depth_of, site
 from heterosis.mergekit.schema import InputSlice, MergekitConfig, Reference, Slice
 from heterosis.mergekit.terms import CONTRACTS, Contract, numbers_at, settings_at
-from heterosis.recipe import Recipe
+from heterosis.recipe import Recipe, Source
 from heterosis.wiring import wire
 
 # Stands for the merge as a whole among the owners of parameters.
@@ -48,7 +49,22 @@ def open_mergekit(config: MergekitConfig, relative_to: Path | None = None, **opt
     if folders[cast.donor][1] is not None:
         raise RecipeError(f"base_model {cast.donor}: a model with an adapter cannot be the base. Merge the two first.")
     members: dict[str, TensorSource] = {"base": family.base, **family.parents}
-    return Opened(_recipe(config, contract, cast, members), family, tuple(_notes(config, contract)))
+    recipe = _recipe(config, contract, cast, members)
+    sources = {"base": recipe.base, **{parent.name: parent for parent in recipe.parents}}
+    placed = {name: _placed(source, *folders[cast.reference(name)]) for name, source in sources.items()}
+    parents = tuple(placed[parent.name] for parent in recipe.parents)
+    recipe = recipe.model_copy(update={"base": placed["base"], "parents": parents})
+    return Opened(recipe, family, tuple(_notes(config, contract)))
+
+
+def _placed(source: Source, folder: Path, adapter: Path | None) -> Source:
+    """The source by its full path, or by the commit of the hub's that was taken."""
+    found: dict[str, Any] = {"model": str(folder)}
+    if is_hub_snapshot(folder):
+        found = {"revision": folder.name}
+    if adapter is not None:
+        found |= {"adapter_revision": adapter.name} if is_hub_snapshot(adapter) else {"adapter": str(adapter)}
+    return source.model_copy(update=found)
 
 
 def _folder(ref: Reference, relative_to: Path | None) -> tuple[Path, Path | None]:
@@ -71,7 +87,7 @@ class _Cast:
                 )
         if contract.needs_base and self.base is None:
             raise RecipeError(f"merge_method {config.merge_method} needs a base_model. Add it.")
-        self.donor = self.base or mentioned[0]
+        self.donor: Reference = self.base or mentioned[0]
         self.takes_base_as_parent = not contract.sets_base_apart and self.base is not None
         if config.body.models is not None and self.base is not None and self.base not in mentioned:
             mentioned.append(self.base)  # as mergekit: a base that is named but not listed joins in, last
@@ -84,6 +100,10 @@ class _Cast:
         self.tokenizer: str | None = None
         if source is not None:
             self.tokenizer = source if source in ("base", "union") else self.member(Reference.parse(source))
+
+    def reference(self, name: str) -> Reference:
+        """The model behind a name of the recipe."""
+        return self.donor if name == "base" else self.parents[name]
 
     def member(self, ref: Reference) -> str:
         """The name of a model in the recipe."""
@@ -207,7 +227,7 @@ def _is_plain(stack: Mapping[str, tuple[int | None, ...]], members: Mapping[str,
 def _source(name: str, ref: Reference, member: TensorSource) -> dict[str, Any]:
     found = {"name": name, "model": ref.model, "revision": ref.revision, "digest": member.digest}
     if ref.adapter is not None:
-        found["adapter"] = str(ref.adapter) + (f"@{ref.adapter_revision}" if ref.adapter_revision else "")
+        found |= {"adapter": ref.adapter, "adapter_revision": ref.adapter_revision}
     return found
 
 

@@ -11,6 +11,7 @@ import yaml
 from heterosis.checkpoints.layout import LAYER, Layout
 from heterosis.errors import RecipeError
 from heterosis.merge.methods import METHODS, depth_factor
+from heterosis.mergekit.schema import Reference
 from heterosis.mergekit.terms import CONTRACTS, Contract
 from heterosis.recipe import Parameters, Recipe, Source
 
@@ -227,8 +228,7 @@ def _at(value: Any, layer: int) -> Any:
 
 
 def _reference(source: Source) -> str:
-    text = source.model if source.revision is None else f"{source.model}@{source.revision}"
-    return text if source.adapter is None else f"{text}+{source.adapter}"
+    return str(Reference(source.model, source.revision, source.adapter, source.adapter_revision))
 
 
 def _vocabulary(recipe: Recipe) -> dict[str, Any]:
