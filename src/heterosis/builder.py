@@ -295,7 +295,7 @@ def _check_weights(method: str, name: str, present: Mapping[str, Terms], normali
 
 
 def located(recipe: Recipe, relative_to: Path) -> Recipe:
-    """The same recipe with whatever it names by a relative path named by a full one, and its texts pinned by content."""
+    """The same recipe with full paths where it names folders by relative ones, and its texts pinned by content."""
 
     def source(given: Source) -> Source:
         changes: dict[str, Any] = {"model": _full(given.model, relative_to)}
