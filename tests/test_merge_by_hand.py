@@ -222,6 +222,34 @@ def test_inspect_speaks_to_people_to_programs_and_in_a_page(family: Path, hetero
     assert {"advice", "overall"} <= json.loads(out).keys()
 
 
+def test_a_recipe_written_by_hand_needs_no_digests_and_gets_them(family: Path, heterosis: Command) -> None:
+    content = {
+        "method": "ties",
+        "base": {"name": "base", "model": "base"},
+        "parents": [{"name": "a", "model": "a"}, {"name": "b", "model": "b"}],
+        "parameters": {"a": {"all": {"density": 0.5}}},
+        "dtype": "float32",
+    }
+    code, out, errors = heterosis("merge", write(family / "hand.yaml", content), family / "out")
+    assert (code, errors) == (0, "")
+    written = Recipe.load(family / "out" / "recipe.yaml")
+    assert all(len(source.digest) == 64 for source in (written.base, *written.parents))
+    assert heterosis("merge", family / "out" / "recipe.yaml", family / "again")[1].split()[-1] == out.split()[-1]
+    # Other weights in their place are no longer taken.
+    shutil.rmtree(family / "b")
+    shutil.copytree(family / "c", family / "b")
+    code, _, errors = heterosis("merge", family / "out" / "recipe.yaml", family / "third")
+    assert code == 2
+    assert "b: no parent at hand has weights" in errors
+
+
+def test_a_device_that_is_not_there_is_named(family: Path, heterosis: Command) -> None:
+    code, _, errors = heterosis("merge", write(family / "m.yml", linear("a")), family / "out", "--device", "abacus")
+    assert code == 2
+    assert "--device abacus: cannot compute there" in errors
+    assert errors.count("\n") == 1
+
+
 def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

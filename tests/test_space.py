@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 
@@ -163,3 +165,45 @@ def test_sakanas_space_starts_at_a_half_with_a_sixth() -> None:
 
 def test_population_grows_with_the_logarithm_of_the_genes() -> None:
     assert [default_population(n) for n in (2, 10, 24, 192)] == [6, 10, 13, 19]
+
+
+MORE_SPACES: dict[str, tuple[dict[str, Any], str]] = {
+    "a gene that the method does not read": ({"method": "linear", "density": 0.5}, "linear does not read density"),
+    "a setting that it does not have": ({"method": "ties", "settings": {"t": 0.1}}, "ties has no setting t"),
+    "more parents than it takes": ({"method": "nearswap", "settings": {"t": {"low": 0, "high": 1}}}, "takes 1 parents"),
+}
+
+
+@pytest.mark.parametrize("name", MORE_SPACES)
+def test_what_a_method_cannot_use_is_refused(name: str) -> None:
+    content, message = MORE_SPACES[name]
+    with pytest.raises(StudyError, match=message):
+        Space(SpaceConfig.model_validate(content), BLANK, NAMES)
+
+
+def test_a_drop_rate_stands_in_front_of_any_method() -> None:
+    content = {"method": "linear", "depth": "uniform", "weight": 1.0, "drop": {"low": 0.0, "high": 0.8}}
+    space = Space(SpaceConfig.model_validate(content), BLANK, NAMES)
+    assert all(".drop." in gene.name for gene in space.genes)
+    recipe = space.recipe((1.0,) * len(space.genes))
+    assert {p.drop for by_group in recipe.parameters.values() for p in by_group.values()} == {0.8}
+
+
+def test_settings_are_searched_once_for_all_parents() -> None:
+    content = {"method": "lines", "depth": "uniform", "settings": {"beta": {"low": 0.0, "high": 2.0}, "alpha": 0.25}}
+    space = Space(SpaceConfig.model_validate(content), BLANK, NAMES)
+    assert [gene.name for gene in space.genes if "beta" in gene.name] == ["all.beta.all"]
+    recipe = space.recipe((1.0,) * len(space.genes))
+    assert recipe.settings == {"all": {"beta": 2.0, "alpha": 0.25}}
+
+
+def test_a_window_of_drop_rates_never_leaves_its_range() -> None:
+    content = {
+        "method": "della",
+        "depth": "per_layer",
+        "drop": {"low": 0.0, "high": 0.95},
+        "epsilon": {"low": 0.0, "high": 0.4},
+    }
+    space = Space(SpaceConfig.model_validate(content), BLANK, NAMES)
+    for corner in (0.0, 0.5, 1.0):
+        space.recipe(tuple(1.0 if "epsilon" in gene.name else corner for gene in space.genes))

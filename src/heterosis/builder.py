@@ -315,6 +315,18 @@ def located(recipe: Recipe, relative_to: Path) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
+def pinned(recipe: Recipe, family: Family) -> Recipe:
+    """The same recipe with the digests of the weights at hand, where it names none."""
+    changes: dict[str, Any] = {
+        "base": recipe.base if recipe.base.digest else recipe.base.model_copy(update={"digest": family.base.digest}),
+        "parents": tuple(
+            source if source.digest else source.model_copy(update={"digest": family.parents[source.name].digest})
+            for source in recipe.parents
+        ),
+    }
+    return recipe.model_copy(update=changes)
+
+
 def _full(model: str, relative_to: Path) -> str:
     """The full path of a folder; a hub id as it is."""
     return str((relative_to / model).resolve()) if (relative_to / model).is_dir() else model

@@ -16,6 +16,7 @@ from heterosis import __version__
 from heterosis.errors import HeterosisError
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from heterosis.mergekit import Opened
@@ -115,8 +116,9 @@ def merge(
 
     if out.exists():
         raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
+    at = _device(device)
     opened = _open(recipe, allow_pickle)
-    builder = Builder(opened.family, device, relative_to=recipe.resolve().parent)
+    builder = Builder(opened.family, at, relative_to=recipe.resolve().parent)
     digest = export(builder, opened.recipe, out, shard_bytes=int(shard_size * 1e9))
     typer.echo(f"{out}  weights {digest}")
 
@@ -157,16 +159,31 @@ def convert(
         write_text(out, text)
 
 
+def _device(name: str) -> torch.device:
+    import torch
+
+    from heterosis.errors import RecipeError
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"--device {name}: cannot compute there ({reason}). Use cpu, or a device that is.") from None
+    return device
+
+
 def _open(path: Path, allow_pickle: bool) -> Opened:
     """A recipe of either kind with its models; what plays no part in it is said on standard error."""
-    from heterosis.builder import located, open_sources
+    from heterosis.builder import located, open_sources, pinned
     from heterosis.mergekit import Opened, is_mergekit, open_mergekit, parse
     from heterosis.recipe import Recipe, read_yaml
 
     content, beside = read_yaml(path), path.resolve().parent
     if not is_mergekit(content):
         recipe = located(Recipe.parse(content, str(path)), beside)
-        return Opened(recipe, open_sources(recipe, beside, mapped=False, allow_pickle=allow_pickle), ())
+        family = open_sources(recipe, beside, mapped=False, allow_pickle=allow_pickle)
+        return Opened(pinned(recipe, family), family, ())
     opened = open_mergekit(parse(content, str(path)), beside, mapped=False, allow_pickle=allow_pickle)
     for note in opened.notes:
         _errors().print(f"[yellow]note:[/yellow] {_plain(note)}", soft_wrap=True)

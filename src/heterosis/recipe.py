@@ -44,8 +44,9 @@ class Source(Frozen):
     """LoRA adapter (folder or hub id) on `model`, for one whose base is not this recipe's."""
     adapter_revision: str | None = None
     """Commit, tag or branch of an adapter's hub id."""
-    digest: str
-    """Content digest of the weights: what identifies the source, wherever it lies."""
+    digest: str = ""
+    """Content digest of the weights: what identifies the source, wherever it lies. A recipe written by hand may leave
+    it out; it then takes the weights that it finds, and what is written says which they were."""
 
 
 class TokenRow(Frozen):
@@ -205,8 +206,7 @@ class Recipe(Frozen):
     def _check_method(self, method: Method) -> None:
         fewest, most = method.parents
         if len(self.parents) < fewest or (most is not None and len(self.parents) > most):
-            wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"at least {fewest}"
-            raise ValueError(f"{method.name} takes {wanted} parents, not {len(self.parents)}")
+            raise ValueError(f"{method.name} takes {method.wanted_parents} parents, not {len(self.parents)}")
         for group, given in self.settings.items():
             if group not in self.groups:
                 raise ValueError(f"settings speak of group {group!r}, which groups does not define")

@@ -43,6 +43,7 @@ class Space:
         self.config = config
         self.method = METHODS[config.method]
         self._kinds = _kinds(config, self.method)
+        _check_parents(self.method, len(blank.parents))
         self.groups = _groups(config, [*self._kinds.values(), *config.settings.values()])
         self._layout = Layout(tensor_names, self.groups)
         self._blank = blank
@@ -138,6 +139,12 @@ def _kinds(config: SpaceConfig, method: Method) -> dict[str, Gene | float]:
         raise StudyError(f"space.settings: {method.name} has no setting {unknown[0]}; known: {known}.")
     genes = dict.fromkeys(method.genes) | ({"drop": None} if "drop" in asked else {})
     return {gene: getattr(config, gene) for gene in genes}
+
+
+def _check_parents(method: Method, count: int) -> None:
+    fewest, most = method.parents
+    if count < fewest or (most is not None and count > most):
+        raise StudyError(f"space: {method.name} takes {method.wanted_parents} parents, the study has {count}.")
 
 
 def _narrowed(epsilon: Depthwise, drop: Depthwise) -> Depthwise:

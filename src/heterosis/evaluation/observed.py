@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import content_digest, tensor_digest
-from heterosis.errors import CandidateError
+from heterosis.errors import CandidateError, RecipeError
 from heterosis.recipe import Recipe
 
 
@@ -19,8 +19,11 @@ class Observed:
     """A recipe's tensors, as an iterable of (name, tensor)."""
 
     def __init__(self, builder: Builder, recipe: Recipe, keep: bool = False) -> None:
-        """`keep`: hold on to the tensors in `kept`."""
-        plan = builder.plan(recipe)
+        """`keep`: hold on to the tensors in `kept`. CandidateError if the recipe's numbers make no merge."""
+        try:
+            plan = builder.plan(recipe)
+        except RecipeError as error:
+            raise CandidateError(str(error)) from error
         self.specs = builder.specs(plan)
         self.seconds = 0.0
         self.kept: dict[str, Tensor] = {}

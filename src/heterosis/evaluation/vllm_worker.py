@@ -41,8 +41,8 @@ class MergeWorker:
     def heterosis_apply(self, recipe_json: str) -> dict[str, Any]:
         """Merge into the live model. Returns digest, timings and the probes' reference answers, or an `error`."""
         state: WorkerState = self.heterosis_state
-        stream = Observed(state.builder, Recipe.model_validate_json(recipe_json), keep=state.reference is not None)
         try:
+            stream = Observed(state.builder, Recipe.model_validate_json(recipe_json), keep=state.reference is not None)
             _swap(self.model_runner, stream)
             digest = stream.digest()
         except CandidateError as error:

@@ -46,6 +46,12 @@ class Method(NamedTuple):
         return isinstance(self.combine, str) and self.prunes != "by_rank"
 
     @property
+    def wanted_parents(self) -> str:
+        """How many parents it takes, in words."""
+        fewest, most = self.parents
+        return f"{fewest}" if fewest == most else f"at least {fewest}" if most is None else f"{fewest} to {most}"
+
+    @property
     def trims(self) -> bool:
         """Whether magnitudes decide what stays."""
         return self.prunes in ("small", "small_and_large")
