@@ -58,7 +58,9 @@ def arcee_fusion(origin: Tensor, point: Tensor) -> Tensor:
     importance = delta.abs() * (p * torch.log(p / q)).sum(dim=-1, keepdim=True)
     first, median, third = (_quantile(importance.reshape(-1), quarter) for quarter in (1, 2, 3))
     threshold = median + 1.5 * (third - first)
-    return origin + torch.where(importance >= threshold, delta, 0.0)
+    # As in mergekit, the sum is float32 even where the parts are narrower.
+    wide = torch.promote_types(origin.dtype, torch.float32)
+    return origin.to(wide) + torch.where(importance >= threshold, delta, 0.0)
 
 
 def _quantile(values: Tensor, quarter: int) -> Tensor:
@@ -88,11 +90,11 @@ def ram_plus(
     deltas, changed, count = _changes(origin, points, epsilon)
     shared, alone = ((changed & where).reshape(len(points), -1).sum(dim=1) for where in (count > 1, count == 1))
     ratio = (shared / alone.clamp(min=epsilon)).clamp(min=0.0, max=alpha)
-    # Factors are float32, or the dtype of the tensors where that is wider.
+    # Factors are float32, or the dtype of the tensors where that is wider, and so is the result, as in mergekit.
     factors = (1.0 + r * ratio).reshape(-1, *[1] * origin.dim())
     kept = deltas * changed
     update = kept * (count == 1) * factors + kept * (count > 1) / count.clamp(min=1)
-    return (origin + update.sum(dim=0)).to(origin.dtype)
+    return origin + update.sum(dim=0)
 
 
 def _changes(origin: Tensor, points: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
