@@ -346,3 +346,12 @@ def bits(model: Any, weights: dict[str, Tensor], folder: Path, texts: Sequence[S
         / len(rows)
         / math.log(2)
     )
+
+
+def test_it_measures_the_same_inside_inference_mode(tiny_family: Any, tmp_path: Path) -> None:
+    """Engines merge there, and the first candidate of a study measures."""
+    folder, texts = tiny_family() / "a", ["w3 w4 w5 w6 w7"]
+    plain = collect(folder, "0", texts, "fisher", samples=1, max_length=8, cache=tmp_path / "plain")
+    with torch.inference_mode():
+        inside = collect(folder, "0", texts, "fisher", samples=1, max_length=8, cache=tmp_path / "inside")
+    assert inside.digest == plain.digest

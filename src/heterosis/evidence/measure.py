@@ -67,8 +67,18 @@ def collect(
     kept = find(path)
     if kept is not None:
         return kept
+    # An engine that measures on its way to a merge does so in inference mode, where nothing has gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        tensors, first = _measure(folder, chosen, kind, max_length, labels, seed, device)
+    return keep(path, kind, tensors, first)
+
+
+def _measure(
+    folder: Path, texts: Sequence[str], kind: Kind, max_length: int, labels: Labels, seed: int, device: str
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """What is measured of each tensor, and the linear layers whose weight is stored as [in, out]."""
     with closing(Checkpoint(folder)) as checkpoint:
-        examples = [tokens.to(device) for tokens in _tokens(checkpoint, chosen, max_length)]
+        examples = [tokens.to(device) for tokens in _tokens(checkpoint, texts, max_length)]
         model = _load(folder).to(device)
         named = _stored_names(model, checkpoint)
     layers = _linear_layers(model, named)
@@ -77,8 +87,7 @@ def collect(
     else:
         tensors = gram_matrices(model, examples, layers)
     _check_finite(folder, tensors)
-    first = frozenset(name for name, layer in layers.items() if not isinstance(layer, torch.nn.Linear))
-    return keep(path, kind, tensors, first)
+    return tensors, frozenset(name for name, layer in layers.items() if not isinstance(layer, torch.nn.Linear))
 
 
 def _settings_digest(folder: Path) -> str:
