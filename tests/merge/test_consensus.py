@@ -19,30 +19,40 @@ def test_the_total_adds_in_the_given_order() -> None:
 
 
 def test_the_elected_sign_carries_the_larger_mass() -> None:
-    assert elect(UPDATES, torch.tensor(1.0)).tolist() == [1, -1, 1, 1, 1]
+    assert elect(total(UPDATES), torch.tensor(1.0)).tolist() == [1, -1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("tie", [1.0, 0.0, -1.0])
-def test_cancelled_mass_takes_the_tie_sign(tie: float) -> None:
-    assert elect(UPDATES, torch.tensor(tie))[3:].tolist() == [tie, tie]
+def test_cancelled_mass_takes_the_sign_of_ties(tie: float) -> None:
+    assert elect(total(UPDATES), torch.tensor(tie))[3:].tolist() == [tie, tie]
 
 
-def test_only_entries_of_the_elected_sign_agree() -> None:
-    sign = row(1.0, 1.0, -1.0, 0.0, -1.0, 0.0)
+@pytest.mark.parametrize("factor", [1.0, 4096.0])
+def test_only_entries_of_the_elected_sign_agree(factor: float) -> None:
+    sign = factor * row(1.0, 1.0, -1.0, 0.0, -1.0, 0.0)
     assert agreeing(row(0.5, -0.5, -0.1, 2.0, 0.0, 0.0), sign).tolist() == [True, False, True, False, False, False]
 
 
+def test_the_smallest_number_agrees_too() -> None:
+    assert agreeing(row(1e-45, -1e-45), row(1.0, -1.0)).all()
+
+
+def chosen(updates: list[Tensor], tie: float) -> list[Tensor]:
+    sign = elect(total(updates), torch.tensor(tie))
+    return [agreeing(update, sign) for update in updates]
+
+
 def test_the_disjoint_mean_divides_by_the_shares_that_agree() -> None:
-    sign = elect(UPDATES, torch.tensor(1.0))
+    kept = chosen(UPDATES, 1.0)
     # Entry by entry: (1+2)/2, (-2-3)/2, 3/1, nothing agrees, 1/1 (the tie goes to +).
-    assert disjoint_mean(UPDATES, sign, [1.0, 1.0, 1.0]).tolist() == [1.5, -2.5, 3.0, 0.0, 1.0]
+    assert disjoint_mean(UPDATES, kept, [1.0, 1.0, 1.0]).tolist() == [1.5, -2.5, 3.0, 0.0, 1.0]
     # Shares 1, 4, 2: (1+2)/(1+4), (-2-3)/(1+2), 3/1, nothing, 1/1.
-    weighted = disjoint_mean(UPDATES, sign, [1.0, 4.0, 2.0])
+    weighted = disjoint_mean(UPDATES, kept, [1.0, 4.0, 2.0])
     assert weighted.tolist() == pytest.approx([3 / 5, -5 / 3, 3.0, 0.0, 1.0])
 
 
 def test_the_disjoint_sum_divides_by_nothing() -> None:
-    assert disjoint_sum(UPDATES, elect(UPDATES, torch.tensor(-1.0))).tolist() == [3.0, -5.0, 3.0, 0.0, -1.0]
+    assert disjoint_sum(UPDATES, chosen(UPDATES, -1.0)).tolist() == [3.0, -5.0, 3.0, 0.0, -1.0]
 
 
 def test_flipping_all_signs_flips_the_result() -> None:
@@ -50,6 +60,6 @@ def test_flipping_all_signs_flips_the_result() -> None:
     updates = [torch.randn(500, generator=generator) for _ in range(3)]
     flipped = [-update for update in updates]
     shares = [1.0, 1.0, 1.0]
-    there = disjoint_mean(updates, elect(updates, torch.tensor(1.0)), shares)
-    back = disjoint_mean(flipped, elect(flipped, torch.tensor(-1.0)), shares)
+    there = disjoint_mean(updates, chosen(updates, 1.0), shares)
+    back = disjoint_mean(flipped, chosen(flipped, -1.0), shares)
     assert torch.equal(there, -back)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heterosis.merge.kernel import trim_key
-from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, RANKS, MagnitudeIndex, Threshold
+from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, RANKS, SORTED, MagnitudeIndex, Threshold
 from heterosis.merge.masks import counters
 from heterosis.merge.sparsify import trim_mask
 
@@ -21,9 +21,8 @@ def noise(n: int, seed: int = 0) -> Tensor:
 def kept(delta: Tensor, threshold: Threshold, name: str = "w") -> Tensor:
     """The mask that the kernel makes of a threshold."""
     key = trim_key("digest", name)
-    cut, low, high = (torch.tensor(number, dtype=torch.int32) for number in (threshold.cut, *key))
     index = counters(0, delta.numel(), delta.device)
-    return trim_mask(delta, index, torch.tensor(threshold.value), cut, low, high)
+    return trim_mask(delta, index, *threshold, key)
 
 
 def coarse(n: int, seed: int = 0) -> Tensor:
@@ -116,3 +115,79 @@ def test_a_union_of_large_tensors_is_within_a_hundredth_of_a_percent(density: fl
     threshold = MagnitudeIndex.union(indices).threshold(density)
     count = sum(int(kept(delta, threshold, name).sum()) for name, delta in parts.items())
     assert abs(count - density * 250_030) <= 1e-4 * 250_030
+
+
+LARGE = SORTED + 4321
+DENSITIES = [0.001, 0.1, 0.2, 0.5, 0.777, 0.9999]
+
+
+def half_zero(n: int, seed: int = 0) -> Tensor:
+    """Noise on every other entry in the mean, at no regular distance."""
+    return torch.where(noise(n, seed + 7) > 0.0, noise(n, seed), 0.0)
+
+
+@pytest.fixture(scope="module")
+def large() -> dict[str, tuple[Tensor, MagnitudeIndex]]:
+    made = {make.__name__: make(LARGE) for make in (noise, coarse, torch.ones, half_zero)}
+    return {name: (delta, MagnitudeIndex.build(delta, KEY)) for name, delta in made.items()}
+
+
+@pytest.mark.parametrize("make", ["noise", "coarse", "ones", "half_zero"])
+def test_above_a_million_entries_the_kept_number_is_within_a_tenth_of_a_percent_and_masks_nest(large, make) -> None:
+    delta, index = large[make]
+    assert index.in_cells
+    masks = [kept(delta, index.threshold(density)) for density in DENSITIES]
+    for density, mask in zip(DENSITIES, masks, strict=True):
+        assert abs(int(mask.sum()) - density * LARGE) <= 1e-3 * LARGE
+    for narrower, wider in itertools.pairwise(masks):
+        assert not (narrower & ~wider).any()
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_above_a_million_entries_what_is_kept_is_larger_but_for_one_part_in_2000(large, density: float) -> None:
+    delta, index = large["noise"]
+    mask = kept(delta, index.threshold(density))
+    inside, outside = delta[mask].abs().min(), delta[~mask].abs().max()
+    if 0.01 < density < 0.99:  # beyond, cells are wider: they hold a 65,536th of all entries
+        assert inside >= outside * (1 - 2**-11)
+    assert (delta.abs()[~mask] > inside).sum() <= 1e-3 * LARGE
+
+
+def test_equal_magnitudes_of_a_large_tensor_are_not_kept_by_position(large) -> None:
+    delta, index = large["ones"]
+    mask = kept(delta, index.threshold(0.5))
+    assert abs(int(mask[: LARGE // 2].sum()) - LARGE / 4) <= 1e-3 * LARGE
+
+
+def test_cells_stay_few(large) -> None:
+    assert all(len(index.keys) <= 40_000 for _, index in large.values())
+
+
+def test_a_large_tensor_has_ends_too(large) -> None:
+    delta, index = large["half_zero"]
+    assert index.threshold(0.0) == KEEP_NONE
+    assert index.threshold(1.0) == KEEP_ALL
+    floor, ceiling = index.band(0.3, 0.1)
+    band = kept(delta, floor) & ~kept(delta, ceiling)
+    assert abs(int(band.sum()) - 0.3 * LARGE) <= 1e-3 * LARGE
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9])
+def test_a_union_of_sorted_and_counted_tensors_is_within_a_tenth_of_a_percent(large, density: float) -> None:
+    small = {"v": 2 * coarse(40_000), "x": noise(30), "y": 0.5 * noise(9000)}
+    indices = [MagnitudeIndex.build(delta, trim_key("digest", name)) for name, delta in small.items()]
+    threshold = MagnitudeIndex.union([large["coarse"][1], *indices]).threshold(density)
+    counted = [kept(delta, threshold, name) for name, delta in (small | {"w": large["coarse"][0]}).items()]
+    numel = LARGE + 49_030
+    assert abs(sum(int(mask.sum()) for mask in counted) - density * numel) <= 1e-3 * numel
+
+
+def test_the_number_of_threads_changes_no_threshold(large) -> None:
+    delta, index = large["coarse"]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        again = MagnitudeIndex.build(delta, KEY)
+    finally:
+        torch.set_num_threads(before)
+    assert [again.threshold(density) for density in DENSITIES] == [index.threshold(density) for density in DENSITIES]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from heterosis.merge.masks import INT32_MIN, Key, counter_hash, counters, drop_threshold, stream_key
+from heterosis.merge.masks import INT32_MIN, Key, counter_hash, counters, drop_threshold, stream_key, tie_hash
 
 CPU = torch.device("cpu")
 N = 1 << 20
@@ -48,6 +48,17 @@ def test_the_hash_takes_keys_as_numbers_or_as_tensors() -> None:
 def test_no_two_elements_of_a_tensor_share_a_hash() -> None:
     key = stream_key("trim", 0, "digest", "w")
     assert counter_hash(counters(0, N, CPU), key.low, key.high).unique().numel() == N
+
+
+def test_a_tie_hash_is_a_permutation_whose_every_stretch_is_spread_evenly() -> None:
+    hashes = tie_hash(counters(12345, N, CPU), 77)
+    assert hashes.unique().numel() == N
+    for stretch in hashes.split(N // 8):
+        assert abs((stretch >= 0).float().mean().item() - 0.5) < 1e-4
+
+
+def test_counters_take_steps() -> None:
+    assert torch.equal(counters(5, 4, CPU, step=1024), counters(5, 4096, CPU)[::1024])
 
 
 def test_counters_are_all_different_up_to_32_bits_and_then_repeat() -> None:

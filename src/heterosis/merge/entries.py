@@ -12,8 +12,14 @@ from heterosis.merge.consensus import agreeing, disjoint_mean, disjoint_sum, ele
 from heterosis.merge.sparsify import drop_mask, trim, trim_mask
 
 # Columns of `reals` and `integers`, one row per parent.
-FACTOR, VOTE, SHARE, FLOOR, CEILING = range(5)
+FACTOR, VOTE, SHARE, FLOOR_UPPER, FLOOR_LOWER, CEILING_UPPER, CEILING_LOWER = range(7)
 FLOOR_CUT, CEILING_CUT, TRIM_KEY, DROP_CUT, DROP_LOW, DROP_HIGH = range(6)
+
+# Entries of one row.
+WIDTH = 1024
+# What an election that ties counts as, against 1 for any other, so that one sum over a row tells signs and ties.
+# More than twice a row, and small enough for the sum to be exact in float32.
+TIE = 4096.0
 
 
 class Stages(NamedTuple):
@@ -29,22 +35,25 @@ class Stages(NamedTuple):
 
 
 def merge_entries(
+    merged: Tensor,
     base: Tensor,
     parents: Sequence[Tensor],
-    start: Tensor,
+    rows: Tensor,
+    columns: Tensor,
     reals: Tensor,
     integers: Tensor,
     tie: Tensor,
     stages: Stages,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge n entries in float32.
+) -> Tensor | None:
+    """Merge r rows of w entries in float32 and write them to `merged`, rounded once to its dtype.
 
-    base and parents: [n] each; start: int32 scalar, counter of the first entry; reals: float32 [k, 5] and integers:
-    int32 [k, 6], columns as named above; tie: float32 scalar, the sign where an election ties.
-    Returns merged float32 [n], the sum of elected signs and the number of entries whose election tied (both int32
-    scalars, 0 where nobody counts them).
+    merged, base and parents: [r, w] each; rows: int32 [r, 1], the counter of each row's first entry; columns: int32
+    [w], 0 … w - 1; reals: float32 [k, 7] and integers: int32 [k, 6], columns as named above; tie: float32 scalar, the
+    sign where an election ties, times TIE. Rows of entries rather than a flat block, because the compiler builds
+    the counters of a flat block number by number, which costs more than all else.
+    Returns float32 [r], the sum of each row's elected signs with ties as `tie`, or None where nobody counts them.
     """
-    index = torch.arange(base.shape[0], dtype=torch.int32, device=base.device) + start
+    index = rows + columns
     origin = base.to(torch.float32)
     updates = []
     for k, parent in enumerate(parents):
@@ -53,33 +62,37 @@ def merge_entries(
             update = update - origin
         kept = _kept(update, index, reals[k], integers[k], stages)
         updates.append(update if kept is None else trim(update, kept))
-    zero = torch.zeros((), dtype=torch.int32, device=base.device)
-    if stages.combine == "mean":
-        return total([reals[k, FACTOR] * update for k, update in enumerate(updates)]), zero, zero
     weighted = [reals[k, FACTOR] * update for k, update in enumerate(updates)]
-    if stages.combine == "sum":
-        return origin + total(weighted), zero, zero
+    if stages.combine != "ties":
+        result = total(weighted)
+        merged.copy_(result if stages.combine == "mean" else origin + result)
+        return None
     votes = _votes(updates, weighted, reals, stages.election)
-    mass = total(votes)
-    sign = elect(mass, tie)
+    sign = elect(total(votes), tie)
     chosen = [agreeing(vote, sign) for vote in votes]
     if stages.divisor == "none":
-        merged = disjoint_sum(weighted, chosen)
+        update = disjoint_sum(weighted, chosen)
     else:
         shares: list[Tensor | float] = [1.0 if stages.divisor == "count" else row[SHARE] for row in reals.unbind()]
-        merged = disjoint_mean(weighted, chosen, shares)
-    if not stages.counts_ties:
-        return origin + merged, zero, zero
-    return origin + merged, *_count_ties(votes, mass)
+        update = disjoint_mean(weighted, chosen, shares)
+    merged.copy_(origin + update)
+    return _elected(chosen, sign).sum(dim=1) if stages.counts_ties else None
+
+
+def signs_and_ties(elected: Tensor, tie: float) -> tuple[int, int]:
+    """What `merge_entries` returned, taken apart: the sum of elected signs, and how many elections tied."""
+    sums = elected.to(torch.float64)
+    ties = (sums / tie).round()
+    return int((sums - tie * ties).sum()), int(ties.sum())
 
 
 def _kept(update: Tensor, index: Tensor, reals: Tensor, integers: Tensor, stages: Stages) -> Tensor | None:
     """Mask of what stays of one parent; None where nothing is taken away."""
-    masks = []
+    key, masks = integers[TRIM_KEY], []
     if stages.trims:
-        masks.append(trim_mask(update, index, reals[FLOOR], integers[FLOOR_CUT], integers[TRIM_KEY]))
+        masks.append(trim_mask(update, index, reals[FLOOR_UPPER], reals[FLOOR_LOWER], integers[FLOOR_CUT], key))
     if stages.caps:
-        masks.append(~trim_mask(update, index, reals[CEILING], integers[CEILING_CUT], integers[TRIM_KEY]))
+        masks.append(~trim_mask(update, index, reals[CEILING_UPPER], reals[CEILING_LOWER], integers[CEILING_CUT], key))
     if stages.drops:
         masks.append(drop_mask(index, integers[DROP_CUT], integers[DROP_LOW], integers[DROP_HIGH]))
     if not masks:
@@ -98,9 +111,9 @@ def _votes(updates: Sequence[Tensor], weighted: Sequence[Tensor], reals: Tensor,
     return votes if election == "unweighted" else [torch.sign(vote) for vote in votes]
 
 
-def _count_ties(votes: Sequence[Tensor], mass: Tensor) -> tuple[Tensor, Tensor]:
-    some = torch.zeros_like(mass, dtype=torch.bool)
-    for vote in votes:
-        some = some | (vote != 0.0)
-    signs = torch.sign(mass).to(torch.int32).sum(dtype=torch.int32)
-    return signs, ((mass == 0.0) & some).to(torch.int32).sum(dtype=torch.int32)
+def _elected(chosen: Sequence[Tensor], sign: Tensor) -> Tensor:
+    """The sign where anybody agrees with it; entries in which no parent changed anything elect none."""
+    anybody = chosen[0]
+    for one in chosen[1:]:
+        anybody = anybody | one
+    return torch.where(anybody, sign, 0.0)

@@ -6,8 +6,11 @@ with one rounding at the end; parents are taken in the order given, so callers p
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,15 +18,22 @@ from torch import Tensor
 
 from heterosis.merge import compat
 from heterosis.merge.consensus import Divisor, Election
-from heterosis.merge.entries import Stages, merge_entries
+from heterosis.merge.entries import TIE, WIDTH, Stages, merge_entries, signs_and_ties
 from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold
 from heterosis.merge.masks import INT32_MIN, Key, counters, drop_threshold, stream_key
 from heterosis.merge.methods import Method
 from heterosis.merge.sparsify import drop_mask, ranked_drop, ranked_drop_rates, rescale_factor, trim, trim_mask
 from heterosis.merge.whole import Inputs, Measured
 
-# Entries per pass: bounds the float32 temporaries of the eager path, and divides 2^32 so no pass straddles a key.
-BLOCK = 2**24
+# Entries per pass of eager code on a CPU, whose float32 temporaries should stay in the caches, and of all other code,
+# which has none to speak of but costs something to call. Powers of two, so that no pass straddles a key.
+BLOCK, LARGE_BLOCK = 2**20, 2**23
+# Bytes from which a result is worth pages of its own, and the size of such a page.
+OWN_PAGES, HUGE_PAGE = 2**23, 2**21
+
+Entries = Callable[..., Tensor | None]
+# Of `merge_entries`: merged, base, parents, rows, columns, reals, integers.
+_Arguments = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor, Tensor, Tensor]
 
 
 class ParentTerm(NamedTuple):
@@ -34,9 +44,9 @@ class ParentTerm(NamedTuple):
     weight: float = 1.0
     drop: float = 0.0
     threshold: Threshold = KEEP_ALL
-    """Smallest magnitude that stays."""
+    """Where what is too small to stay ends."""
     ceiling: Threshold = KEEP_NONE
-    """Smallest magnitude that is left out for being too large."""
+    """Where what is too large to stay begins."""
     epsilon: float = 0.0
     """Half the window of drop rates over ranks (DELLA)."""
     factor: float = 1.0
@@ -76,12 +86,25 @@ def drop_key(seed: int, parent_digest: str, tensor_name: str, high_counter: int 
     return stream_key("drop", seed, parent_digest, tensor_name, high_counter)
 
 
+class _Job(NamedTuple):
+    """What all passes over one tensor share."""
+
+    stages: Stages
+    merged: Tensor
+    base: Tensor
+    parents: Sequence[Tensor]
+    columns: Tensor
+    reals: Tensor
+    integers: Callable[[int], Tensor]
+    """For the entries that share these upper 32 bits of their index."""
+
+
 class Kernel:
     """Runs a method over whole tensors, the fused pass block by block."""
 
     def __init__(self, compiled: bool = False) -> None:
-        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compile(merge_entries) if compiled else merge_entries
-        self._may_fail = compiled
+        self._run: Entries = _compile(_whole_rows) if compiled else merge_entries
+        self._compiled = compiled
 
     def merge(
         self,
@@ -140,58 +163,76 @@ class Kernel:
         rules: Rules,
         factors: Sequence[float],
     ) -> Tensor:
-        """The fused pass; again with the other sign where elections tied and the majority of the tensor is not +."""
-        numbers = _reals(stages, terms, rules, factors)
-        merged, signs, tied = self._blocks(stages, tensor_name, base, terms, dtype, rules.seed, numbers, tie_sign=1.0)
-        majority = float((signs > 0) - (signs < 0))
-        if tied and majority != 1.0:
-            merged, _, _ = self._blocks(stages, tensor_name, base, terms, dtype, rules.seed, numbers, tie_sign=majority)
+        """The fused pass. Blocks in which elections tied are done again where their sign was not the majority's.
+
+        The majority is known at the end alone, so each block takes that of the blocks before it.
+        """
+
+        @cache
+        def integers(high: int) -> Tensor:
+            rows = _integers(tensor_name, terms, rules.seed, high)
+            return torch.tensor(rows, dtype=torch.int32, device=base.device)
+
+        merged = _empty(base.shape, dtype, base.device)
+        reals = torch.tensor(_reals(stages, terms, rules, factors), dtype=torch.float32, device=base.device)
+        parents = [term.tensor.reshape(-1) for term in terms]
+        columns = torch.arange(WIDTH, dtype=torch.int32, device=base.device)
+        job = _Job(stages, merged.reshape(-1), base.reshape(-1), parents, columns, reals, integers)
+        block = LARGE_BLOCK if self._compiled or base.device.type != "cpu" else BLOCK
+        total, tied, tie = 0, [], 1
+        for first in range(0, base.numel(), block):
+            signs, ties = self._block(job, first, min(block, base.numel() - first), tie)
+            total += signs
+            tied += [(first, tie)] if ties else []
+            tie = -1 if total < 0 else 1
+        majority = (total > 0) - (total < 0)
+        for first, tie in tied:
+            if tie != majority:
+                self._block(job, first, min(block, base.numel() - first), majority)
         return merged
 
-    def _blocks(
-        self,
-        stages: Stages,
-        tensor_name: str,
-        base: Tensor,
-        terms: Sequence[ParentTerm],
-        dtype: torch.dtype,
-        seed: int,
-        numbers: Sequence[tuple[float, ...]],
-        tie_sign: float,
-    ) -> tuple[Tensor, int, int]:
-        device = base.device
-        origin = base.reshape(-1)
-        parents = [term.tensor.reshape(-1) for term in terms]
-        merged = torch.empty(origin.shape, dtype=dtype, device=device)
-        tie = torch.tensor(tie_sign, device=device)
-        reals = torch.tensor(numbers, dtype=torch.float32, device=device)
-        signs = tied = 0
-        for first in range(0, origin.numel(), BLOCK):
-            part = slice(first, first + BLOCK)
-            start = torch.tensor((first & 0xFFFFFFFF) + INT32_MIN, dtype=torch.int32, device=device)
-            integers = torch.tensor(_integers(tensor_name, terms, seed, first >> 32), dtype=torch.int32, device=device)
-            out, block_signs, block_tied = self._guarded(
-                origin[part], [parent[part] for parent in parents], start, reals, integers, tie, stages
-            )
-            merged[part] = out.to(dtype)
-            if stages.combine == "ties" and stages.counts_ties:
-                signs += int(block_signs)
-                tied += int(block_tied)
-        return merged.reshape(base.shape), signs, tied
+    def _block(self, job: _Job, first: int, count: int, tie: int) -> tuple[int, int]:
+        """Merge `count` entries from `first` on. -> sum of their elected signs, and number of elections that tied."""
+        whole = count - count % WIDTH
+        sign = torch.tensor(tie * TIE, device=job.base.device)
+        elected = []
+        if whole:
+            elected.append(self._guarded(*_rows(job, first, whole, WIDTH), sign, job.stages))
+        if count > whole:
+            elected.append(merge_entries(*_rows(job, first + whole, count - whole, count - whole), sign, job.stages))
+        counted = [each for each in elected if each is not None]
+        return signs_and_ties(torch.cat(counted), tie * TIE) if counted and tie else (0, 0)
 
-    def _guarded(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _guarded(self, *arguments: Any) -> Tensor | None:
         try:
-            result = self._run(*arguments)
+            return self._run(*arguments)
         except Exception as error:  # a missing or broken compiler shows as many types; the eager path needs none
-            if not self._may_fail:
+            if not self._compiled:
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             warnings.warn(
                 f"No working compiler, so merging runs uncompiled (same results, slower): {reason}", stacklevel=2
             )
-            self._run, self._may_fail = merge_entries, False
-            result = self._run(*arguments)
-        return result
+            self._run, self._compiled = merge_entries, False
+            return self._run(*arguments)
+
+
+def _rows(job: _Job, first: int, count: int, width: int) -> _Arguments:
+    """Arguments of `merge_entries` up to `integers` for some entries, laid out in rows."""
+    merged, base, *parents = (x[first : first + count].view(-1, width) for x in (job.merged, job.base, *job.parents))
+    rows = counters(first, count // width, job.base.device, step=width).reshape(-1, 1)
+    return merged, base, parents, rows, job.columns[:width], job.reals, job.integers(first >> 32)
+
+
+def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A fresh tensor, a large one on huge pages: having the kernel clear small ones costs more than the merge."""
+    size = shape.numel() * dtype.itemsize
+    if device.type != "cpu" or size < OWN_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without huge pages has small ones
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype, count=shape.numel()).reshape(shape)
 
 
 def _as_mergekit(
@@ -251,13 +292,13 @@ def _factors(method: Method, terms: Sequence[ParentTerm], settings: Mapping[str,
 def _reals(
     stages: Stages, terms: Sequence[ParentTerm], rules: Rules, factors: Sequence[float]
 ) -> list[tuple[float, ...]]:
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for term, factor in zip(terms, factors, strict=True):
         rescaled = 1.0
         if stages.drops and (term.drop > 0.0 or rules.rescale != "inverse_keep"):
             rescaled = rescale_factor(term.drop, rules.rescale)
         share = term.weight if rules.divisor == "signed_weight" else abs(term.weight)
-        rows.append((factor * rescaled, term.factor * rescaled, share, term.threshold.value, term.ceiling.value))
+        rows.append((factor * rescaled, term.factor * rescaled, share, *term.threshold[:2], *term.ceiling[:2]))
     return rows
 
 
@@ -307,7 +348,7 @@ def _sparse(delta: Tensor, tensor_name: str, term: ParentTerm, rules: Rules, by_
         else:
             key = trim_key(term.digest, tensor_name)
             for limit, keeps in ((term.threshold, True), (term.ceiling, False)):
-                within = trim_mask(part, index, limit.value, limit.cut, key)
+                within = trim_mask(part, index, *limit, key)
                 part = trim(part, within if keeps else ~within)
             if term.drop > 0.0:
                 kept = drop_mask(index, drop_threshold(term.drop), low, high)
@@ -316,8 +357,14 @@ def _sparse(delta: Tensor, tensor_name: str, term: ParentTerm, rules: Rules, by_
     return torch.cat(parts).reshape(delta.shape) if parts else delta
 
 
-def _compile(function: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _whole_rows(merged: Tensor, *rest: Any) -> Tensor | None:
+    """`merge_entries`, with what lets the compiler do without a case for rows that are not full vectors."""
+    assert merged.shape[1] == WIDTH
+    return merge_entries(merged, *rest)
+
+
+def _compile(function: Entries) -> Entries:
     # One variant per (stages, number of parents, dtypes): a search over several methods passes the default of eight.
     torch._dynamo.config.recompile_limit = 64  # noqa: SLF001  (the documented place)
-    compiled: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(function, dynamic=True, fullgraph=True)
+    compiled: Entries = torch.compile(function, dynamic=True, fullgraph=True)
     return compiled

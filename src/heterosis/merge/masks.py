@@ -36,7 +36,7 @@ def stream_key(purpose: str, seed: int, parent_digest: str, tensor_name: str, hi
 
 
 def counter_hash(index: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
-    """Uniform signed 32-bit hash of int32 counters [n] -> int32 [n]. Arithmetic wraps modulo 2^32."""
+    """Uniform signed 32-bit hash of int32 counters -> int32 of their shape. Arithmetic wraps modulo 2^32."""
     x = index ^ low
     x = (x ^ ((x >> 16) & 0xFFFF)) * MULTIPLY_1
     x = (x ^ ((x >> 15) & 0x1FFFF) ^ high) * MULTIPLY_2
@@ -44,7 +44,7 @@ def counter_hash(index: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor
 
 
 def tie_hash(index: Tensor, key: Tensor | int) -> Tensor:
-    """Signed 32-bit rank of int32 counters [n] -> int32 [n], spread evenly and never equal for two counters.
+    """Signed 32-bit rank of int32 counters -> int32 of their shape, spread evenly and never equal for two counters.
 
     A Weyl sequence: one multiplication, where order among equals must be free of position but need not be random.
     """
@@ -56,7 +56,7 @@ def drop_threshold(p: float) -> int:
     return min(int(p * 2**32), 2**32 - 1) + INT32_MIN
 
 
-def counters(start: int, count: int, device: torch.device) -> Tensor:
-    """Element indices start … start + count, modulo 2^32, as int32."""
+def counters(start: int, count: int, device: torch.device, step: int = 1) -> Tensor:
+    """`count` element indices from `start`, `step` apart, modulo 2^32, as int32."""
     low = (start & 0xFFFFFFFF) + INT32_MIN
-    return torch.arange(low, low + count, dtype=torch.int64, device=device).to(torch.int32)
+    return torch.arange(low, low + count * step, step, dtype=torch.int64, device=device).to(torch.int32)

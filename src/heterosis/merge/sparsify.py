@@ -8,18 +8,20 @@ from torch import Tensor
 from heterosis.merge.masks import INT32_MIN, counter_hash, tie_hash
 
 
-def trim_mask(delta: Tensor, index: Tensor, value: Tensor | float, cut: Tensor | int, key: Tensor | int) -> Tensor:
-    """Entries among the largest magnitudes. delta [n] float32 -> bool [n].
+def trim_mask(
+    delta: Tensor, index: Tensor, upper: Tensor | float, lower: Tensor | float, cut: Tensor | int, key: Tensor | int
+) -> Tensor:
+    """Entries among the largest magnitudes. delta float32, index int32, one shape -> bool of it.
 
     TIES (Yadav et al. 2023), section 3, step 1. Task vectors of bf16 checkpoints hold many equal magnitudes, so a
-    threshold alone cannot keep an exact fraction: entries at the threshold `value` stay when their hash reaches `cut`.
+    threshold alone cannot keep an exact fraction: what exceeds `lower` but not `upper` stays where its hash reaches
+    `cut`.
     """
-    magnitude = delta.abs()
-    return (magnitude > value) | ((magnitude == value) & (tie_hash(index, key) >= cut))
+    return delta.abs() > torch.where(tie_hash(index, key) >= cut, lower, upper)
 
 
 def drop_mask(index: Tensor, threshold: Tensor | int, low: Tensor | int, high: Tensor | int) -> Tensor:
-    """Entries that survive the random drop. index [n] int32 -> bool [n].
+    """Entries that survive the random drop. index int32 -> bool of its shape.
 
     DARE (Yu et al. 2024), equation 1: m ~ Bernoulli(p), kept where m = 0.
     """
@@ -27,7 +29,7 @@ def drop_mask(index: Tensor, threshold: Tensor | int, low: Tensor | int, high: T
 
 
 def trim(delta: Tensor, kept: Tensor) -> Tensor:
-    """Zero what is not kept. Both [n]."""
+    """Zero what is not kept. Both of one shape."""
     return torch.where(kept, delta, 0.0)
 
 
