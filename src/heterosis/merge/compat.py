@@ -41,7 +41,7 @@ def merge(
     points = [parent.to(arithmetic) for parent in parents]
     weights = [row["weight"] for row in numbers]
     if callable(method.combine):
-        return method.combine(Inputs(origin, points, [p - origin for p in points], weights, settings))
+        return method.combine(Inputs(origin, points, [p - origin for p in points], weights, settings, as_mergekit=True))
     if method.name == "passthrough":
         return points[0] if settings["scale"] == 1.0 else points[0] * settings["scale"]
     if method.combine == "mean":

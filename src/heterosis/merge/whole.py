@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from heterosis.checkpoints.reader import has_vocabulary
 from heterosis.merge import informed, selection, spectral, sphere, stock
 from heterosis.merge.consensus import total
+
+# Below this mergekit takes lengths for equal, however small the weights are.
+MERGEKIT_EPS = 1e-6
 
 
 class Measured(NamedTuple):
@@ -36,6 +40,10 @@ class Inputs(NamedTuple):
     weights: Sequence[float]
     settings: Mapping[str, Any]
     evidence: Sequence[Measured] = ()
+    name: str = ""
+    """Name of the tensor."""
+    as_mergekit: bool = False
+    """Whether mergekit's constants hold where they differ from a paper's."""
 
 
 def slerp(x: Inputs) -> Tensor:
@@ -82,7 +90,8 @@ def karcher(x: Inputs) -> Tensor:
 
 def model_stock(x: Inputs) -> Tensor:
     """Model Stock over all parents; λ play no part."""
-    return stock.model_stock(x.origin, x.points, filter_wise=x.settings["filter_wise"])
+    smallest = MERGEKIT_EPS if x.as_mergekit else 0.0
+    return stock.model_stock(x.origin, x.points, filter_wise=x.settings["filter_wise"], eps=smallest)
 
 
 def nearswap(x: Inputs) -> Tensor:
@@ -92,7 +101,8 @@ def nearswap(x: Inputs) -> Tensor:
 
 def sce(x: Inputs) -> Tensor:
     """Select, calculate, erase; λ play no part."""
-    return selection.sce(x.origin, x.points, select_topk=x.settings["select_topk"])
+    smallest = MERGEKIT_EPS if x.as_mergekit else 0.0
+    return selection.sce(x.origin, x.points, select_topk=x.settings["select_topk"], uniform_below=smallest)
 
 
 def arcee_fusion(x: Inputs) -> Tensor:
@@ -112,14 +122,21 @@ def ramplus_tl(x: Inputs) -> Tensor:
 
 
 def tsv(x: Inputs) -> Tensor:
-    """TSV-Merge of the weighted task vectors."""
+    """TSV-Merge of the weighted task vectors; of embeddings and heads, whose rows are tokens, the average."""
+    if has_vocabulary(x.name):
+        return x.origin + float(x.settings["scale"]) * total(_weighted(x)) / len(x.updates)
     return x.origin + float(x.settings["scale"]) * spectral.tsv_merge(x.updates, x.weights)
 
 
 def iso_c(x: Inputs) -> Tensor:
-    """Iso-C of the weighted task vectors."""
-    weighted = [weight * update for weight, update in zip(x.weights, x.updates, strict=True)]
-    return x.origin + float(x.settings["scale"]) * spectral.iso_c(weighted)
+    """Iso-C of the weighted task vectors; of embeddings and heads, whose rows are tokens, the average."""
+    if has_vocabulary(x.name):
+        return x.origin + float(x.settings["scale"]) * total(_weighted(x)) / len(x.updates)
+    return x.origin + float(x.settings["scale"]) * spectral.iso_c(_weighted(x))
+
+
+def _weighted(x: Inputs) -> list[Tensor]:
+    return [weight * update for weight, update in zip(x.weights, x.updates, strict=True)]
 
 
 def fisher(x: Inputs) -> Tensor:
