@@ -331,7 +331,8 @@ def _inputs(
         points.append(point)
         updates.append(update)
     evidence = [term.evidence for term in terms if term.evidence is not None]
-    return Inputs(origin, points, updates, [term.weight for term in terms], settings, evidence)
+    known = evidence if len(evidence) == len(terms) else []
+    return Inputs(origin, points, updates, [term.weight for term in terms], settings, known, tensor_name)
 
 
 def _sparse(delta: Tensor, tensor_name: str, term: ParentTerm, rules: Rules, by_rank: bool) -> Tensor:
