@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from heterosis.errors import RecordError
-from heterosis.files import new_folder, only_process, write_json, write_text
+from heterosis.files import new_folder, only_process, parse_yaml, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -118,3 +120,22 @@ def test_a_folder_can_be_held_again(tmp_path: Path) -> None:
     for _ in range(2):
         with only_process(tmp_path):
             assert (tmp_path / "lock").read_text().count("\n") == 1
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(BOMB, "unfold to more than 1,000,000 values"), ("a: &a [*a]", "contains itself"), ("a: &a {b: *a}", "itself")],
+)
+def test_yaml_that_unfolds_without_measure_is_refused(text: str, message: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=message):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "- &x {y: [1.5, true, null]}\n- *x", "just text", "a: {b: 2020-01-01}"])
+def test_yaml_reads_as_ever(text: str) -> None:
+    assert parse_yaml(text) == yaml.safe_load(text)

@@ -27,8 +27,9 @@ from heterosis.merge.whole import Measured
 from heterosis.recipe import DataSource, Recipe, Source, Terms
 from heterosis.wiring import Wiring, wire
 
-# Compiling costs tens of seconds on first use and pays from about this many parameters on.
-COMPILE_FROM = 8_000_000
+# Compiling costs ten seconds or more on first use. It pays from about so many parameters on: in a search, and for one
+# merge alone.
+COMPILE_FROM, COMPILE_ONCE_FROM = 8_000_000, 200_000_000
 
 
 class Plan(NamedTuple):
@@ -54,13 +55,14 @@ class Builder:
         device: str | torch.device = "cpu",
         compiled: bool | None = None,
         relative_to: Path | None = None,
+        once: bool = False,
     ) -> None:
-        """`relative_to`: folder that a recipe's data file is looked for in."""
+        """`relative_to`: folder that a recipe's data file is looked for in. `once`: only one merge will be built."""
         self.family = family
         self.device = torch.device(device)
         size = sum(spec.numel for spec in family.base.specs.values())
         # On a GPU the compiler may fuse a product and a sum into one rounding, and an export on a CPU must match.
-        pays = size >= COMPILE_FROM and self.device.type == "cpu"
+        pays = size >= (COMPILE_ONCE_FROM if once else COMPILE_FROM) and self.device.type == "cpu"
         self.kernel = Kernel(pays if compiled is None else compiled)
         self._relative_to = relative_to
         self._indices: dict[tuple[str, ...], MagnitudeIndex] = {}

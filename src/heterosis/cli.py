@@ -118,7 +118,7 @@ def merge(
         raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
     at = _device(device)
     opened = _open(recipe, allow_pickle)
-    builder = Builder(opened.family, at, relative_to=recipe.resolve().parent)
+    builder = Builder(opened.family, at, relative_to=recipe.resolve().parent, once=True)
     digest = export(builder, opened.recipe, out, shard_bytes=int(shard_size * 1e9))
     typer.echo(f"{out}  weights {digest}")
 

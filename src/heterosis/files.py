@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from heterosis.errors import RecordError
 
 
@@ -29,6 +31,40 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(out.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+# Values that a YAML file may unfold to: far more than any study or recipe has.
+YAML_VALUES = 1_000_000
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML document holds, plain values alone. yaml.YAMLError where it is none, or unfolds without measure.
+
+    A few lines of aliases on aliases can stand for more values than a machine can hold.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _unfolded(node, {}) > YAML_VALUES:
+            raise yaml.YAMLError(f"its aliases unfold to more than {YAML_VALUES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, aliases counted as often as they are used."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.YAMLError("a value contains itself")
+        return known[id(node)]
+    known[id(node)] = 0
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [each for pair in inner for each in pair] if isinstance(node, yaml.MappingNode) else inner
+    known[id(node)] = min(1 + sum(_unfolded(each, known) for each in parts), 2 * YAML_VALUES)
+    return known[id(node)]
 
 
 @contextlib.contextmanager

@@ -271,6 +271,6 @@ def _export_winner(
     folder = prepared.folder / "winner"
     winner = next(c for c in tested.candidates if c.label == choice.winner)
     watcher.stage("exporting the winner")
-    builder = Builder(prepared.family, compiled=False)
+    builder = Builder(prepared.family, once=True)
     digest = export(builder, winner.recipe, folder, expected_digest=winner.weights_digest, results=result)
     return {"winner_folder": str(folder), "weights_digest": digest}

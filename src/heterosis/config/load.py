@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from heterosis.config.schema import Config, SpaceConfig, Study
 from heterosis.errors import StudyError
+from heterosis.files import parse_yaml
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -56,7 +57,7 @@ def space_folders() -> tuple[Path, ...]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
