@@ -31,6 +31,9 @@ BLOCK, LARGE_BLOCK = 2**20, 2**23
 # Bytes from which a result is worth pages of its own, and the size of such a page.
 OWN_PAGES, HUGE_PAGE = 2**23, 2**21
 
+# What makes a GPU's compiler round as a CPU does: no product and sum in one rounding, no approximate division.
+EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
+
 Entries = Callable[..., Tensor | None]
 # Of `merge_entries`: merged, base, parents, rows, columns, reals, integers.
 _Arguments = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor, Tensor, Tensor]
@@ -74,6 +77,8 @@ class Rules(NamedTuple):
     rescale: str | float = "inverse_keep"
     arithmetic: torch.dtype | None = None
     """mergekit's rules, in this dtype, instead of the papers' in float32."""
+    tie_sign: int | None = None
+    """What decides them instead: the majority of the whole model, where one threshold trims the whole model."""
 
 
 def trim_key(parent_digest: str, tensor_name: str) -> int:
@@ -131,7 +136,23 @@ class Kernel:
         if not method.entrywise:
             return self._by_rank(method, tensor_name, base, terms, dtype, rules, settings)
         stages = _stages(method, terms, rules)
-        return self._elected(stages, tensor_name, base, terms, dtype, rules, _factors(method, terms, settings))
+        return self._elected(stages, tensor_name, base, terms, dtype, rules, _factors(method, terms, settings))[0]
+
+    def elections(
+        self,
+        method: Method,
+        tensor_name: str,
+        base: Tensor,
+        terms: Sequence[ParentTerm],
+        rules: Rules,
+        settings: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Sum of the signs that the entries of one tensor elect, by a method of the fused pass."""
+        terms = [term for term in terms if term.weight != 0.0]
+        if not terms:
+            return 0
+        factors = _factors(method, terms, {**method.settings, **(settings or {})})
+        return self._elected(_stages(method, terms, rules), tensor_name, base, terms, base.dtype, rules, factors)[1]
 
     def _by_rank(
         self,
@@ -150,7 +171,8 @@ class Kernel:
         stages = _stages(method, dense, rules)._replace(drops=False)
         zero = torch.zeros(base.shape, dtype=torch.float32, device=base.device)
         factors = _factors(method, dense, settings)
-        update = self._elected(stages, tensor_name, zero, dense, torch.float32, rules._replace(rescale="none"), factors)
+        plain = rules._replace(rescale="none")
+        update, _ = self._elected(stages, tensor_name, zero, dense, torch.float32, plain, factors)
         return (base.to(torch.float32) + update).to(dtype)
 
     def _elected(
@@ -162,10 +184,11 @@ class Kernel:
         dtype: torch.dtype,
         rules: Rules,
         factors: Sequence[float],
-    ) -> Tensor:
-        """The fused pass. Blocks in which elections tied are done again where their sign was not the majority's.
+    ) -> tuple[Tensor, int]:
+        """The fused pass, and the sum of elected signs.
 
-        The majority is known at the end alone, so each block takes that of the blocks before it.
+        Where the tensor's own majority decides elections that tie, it is known at the end alone: each block takes that
+        of the blocks before it, and is done again if that was another.
         """
 
         @cache
@@ -179,17 +202,18 @@ class Kernel:
         columns = torch.arange(WIDTH, dtype=torch.int32, device=base.device)
         job = _Job(stages, merged.reshape(-1), base.reshape(-1), parents, columns, reals, integers)
         block = LARGE_BLOCK if self._compiled or base.device.type != "cpu" else BLOCK
-        total, tied, tie = 0, [], 1
+        total, tied, tie = 0, [], 1 if rules.tie_sign is None else rules.tie_sign
         for first in range(0, base.numel(), block):
             signs, ties = self._block(job, first, min(block, base.numel() - first), tie)
             total += signs
             tied += [(first, tie)] if ties else []
-            tie = -1 if total < 0 else 1
-        majority = (total > 0) - (total < 0)
+            if rules.tie_sign is None:
+                tie = -1 if total < 0 else 1
+        majority = (total > 0) - (total < 0) if rules.tie_sign is None else rules.tie_sign
         for first, tie in tied:
             if tie != majority:
                 self._block(job, first, min(block, base.numel() - first), majority)
-        return merged
+        return merged, total
 
     def _block(self, job: _Job, first: int, count: int, tie: int) -> tuple[int, int]:
         """Merge `count` entries from `first` on. -> sum of their elected signs, and number of elections that tied."""
@@ -366,6 +390,10 @@ def _whole_rows(merged: Tensor, *rest: Any) -> Tensor | None:
 
 def _compile(function: Entries) -> Entries:
     # One variant per (stages, number of parents, dtypes): a search over several methods passes the default of eight.
+    from torch._inductor import list_options
+
     torch._dynamo.config.recompile_limit = 64  # noqa: SLF001  (the documented place)
-    compiled: Entries = torch.compile(function, dynamic=True, fullgraph=True)
+    known = set(list_options())
+    options: dict[str, str | int | bool | Callable[..., Any]] = {k: v for k, v in EXACT.items() if k in known}
+    compiled: Entries = torch.compile(function, dynamic=True, fullgraph=True, options=options)
     return compiled

@@ -77,8 +77,8 @@ def ranked_drop(delta: Tensor, index: Tensor, rates: Tensor, low: int, high: int
     DELLA, section 3.1: survivors are divided by 1 - p_i, which keeps the expectation entry by entry. Where all rates
     are equal this is DARE, mask for mask.
     """
-    cut = (rates * 2.0**32).to(torch.int64).clamp_(0, 2**32 - 1) + INT32_MIN
-    kept = counter_hash(index, low, high).to(torch.int64) >= cut
+    cut = (rates * 2.0**32).to(torch.int64).clamp_(0, 2**32 - 1).add_(INT32_MIN).to(torch.int32)
+    kept = counter_hash(index, low, high) >= cut
     if rescale == "inverse_keep":
         return trim(delta / (1.0 - rates).to(delta.dtype), kept)
     return trim(delta * rescale_factor(0.0, rescale), kept)
