@@ -356,3 +356,30 @@ def test_the_expectation_over_seeds_is_the_merge_without_drops(open_tiny, recipe
     # Each entry deviates by |λ δ| at p = 1/2; 5.5 standard errors leave less than one in a million outside.
     bound = 5.5 * (plain - family.base.tensor(name).double()).abs() / draws**0.5 + 1e-7
     assert ((total / draws - plain).abs() <= bound).all()
+
+
+def test_elections_that_tie_go_to_the_majority_of_the_whole_model_where_that_is_trimmed(tmp_path: Path) -> None:
+    """In tensor `w` most elect +, in the whole model most elect -; the last entry of `w` ties."""
+    from safetensors.torch import save_file
+
+    def write(name: str, w: list[float], x: list[float]) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
+        tensors = {"model.layers.0.w": torch.tensor(w), "model.layers.0.x": torch.tensor(x)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+
+    write("base", [0.0] * 4, [0.0] * 6)
+    write("a", [1.0, 1.0, 1.0, 2.0], [-1.0] * 6)
+    write("b", [1.0, 1.0, 1.0, -2.0], [-1.0] * 6)
+    family = open_family(tmp_path / "base", {"a": tmp_path / "a", "b": tmp_path / "b"})
+    content = {
+        "method": "ties",
+        "base": {"name": "base", "model": "base", "digest": family.base.digest},
+        "parents": [{"name": n, "model": n, "digest": family.parents[n].digest} for n in "ab"],
+        "dtype": "float32",
+    }
+    found = {}
+    for scope in ("tensor", "model"):
+        merged = build(family, Recipe.parse(content | {"trim_scope": scope}, "test"))
+        found[scope] = merged["model.layers.0.w"][3].item()
+    assert found == {"tensor": 2.0, "model": -2.0}

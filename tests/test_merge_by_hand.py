@@ -250,6 +250,25 @@ def test_a_device_that_is_not_there_is_named(family: Path, heterosis: Command) -
     assert errors.count("\n") == 1
 
 
+def test_a_merge_that_overflows_says_so_and_leaves_nothing(family: Path, heterosis: Command) -> None:
+    content = {"merge_method": "task_arithmetic", "base_model": "base", "models": linear("a")["models"]}
+    content |= {"parameters": {"lambda": 1e9}, "out_dtype": "float16"}
+    code, _, errors = heterosis("merge", write(family / "m.yml", content), family / "out")
+    assert code == 2
+    assert "does not fit into float16" in errors
+    assert not list(family.glob("out*"))
+
+
+def test_a_link_in_the_way_is_not_followed(family: Path, heterosis: Command) -> None:
+    (family / "out").symlink_to(family / "nowhere")
+    code, _, errors = heterosis("merge", write(family / "m.yml", linear("a")), family / "out")
+    assert code == 2
+    assert "exists already" in errors
+    code, _, errors = heterosis("merge", family / "m.yml", family / "no" / "such" / "out")
+    assert code == 2
+    assert "its parent is no folder" in errors
+
+
 def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

@@ -66,7 +66,7 @@ def test_a_recipe_reads_back_from_its_own_yaml(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["merge.yaml"]
 
 
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.floats(-1e15, 1e15)
 FRACTIONS = st.floats(0, 1, exclude_max=True)
 TEXT = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1)
 
@@ -299,6 +299,17 @@ MORE: dict[str, tuple[dict[str, Any], str]] = {
     "a stack of a stranger": ({"stack": STACKED | {"poet": [0, 0, 0, 0]}}, "stack speaks of 'poet'"),
     "a ragged stack": ({"stack": STACKED | {"code": [1]}}, "every member needs a list of the same length"),
     "a stack below the floor": ({"stack": STACKED | {"code": [-1, 0, 0, 0]}}, "layers count from 0"),
+    "a parent called base": (
+        {"parents": [{"name": "base", "model": "m", "digest": "1"}], "parameters": {}},
+        "'base' cannot name a parent",
+    ),
+    "a layer from nobody": (
+        {"stack": {"base": [0, None], "math": [0, None]}},
+        "layer 1 of the merge comes from nobody",
+    ),
+    "a weight beyond float32": ({"parameters": {"math": {"body": {"weight": 1e300}}}}, "must lie within"),
+    "a scale beyond float32": ({"settings": {"body": {"scale": 1e300}}}, "must lie within"),
+    "a chat template by name": ({"chat_template": "chatml"}, "is no template"),
     "mergekit's rescaling without its rules": ({"rescale": "l1"}, "for compat: mergekit alone"),
     "mergekit's arithmetic without its rules": ({"arithmetic": "bfloat16"}, "for compat: mergekit alone"),
 }

@@ -77,7 +77,7 @@ class Builder:
         wiring = wire(recipe.stack, members)
         layout = Layout(wiring.inputs, recipe.groups)
         terms, settings, method = recipe.terms(layout), recipe.settings_at(layout), METHODS[recipe.method]
-        _check_terms(method, recipe, terms, wiring)
+        _check_terms(method, recipe, terms, settings, wiring)
         arithmetic = getattr(torch, recipe.arithmetic or "float32") if recipe.compat is not None else None
         rules = Rules(
             recipe.seed,
@@ -144,12 +144,30 @@ class Builder:
 
     def _stream(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
         dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
+        rules = plan.rules._replace(tie_sign=self._majority(plan))
+        for name, origin, terms in self._terms(plan):
+            yield name, self.kernel.merge(plan.method, name, origin, terms, dtype, rules, plan.settings[name])
+
+    def _terms(self, plan: Plan) -> Iterator[tuple[str, Tensor, list[ParentTerm]]]:
+        """Name, base and parents of each merged tensor."""
+        order = plan.recipe.canonical_parents()
         for name, tensors in self._inputs(plan):
-            numbers, order = plan.terms[name], plan.recipe.canonical_parents()
+            numbers = plan.terms[name]
             terms = [self._term(plan, s, numbers[s.name], name, tensors) for s in order if s.name in tensors]
-            origin = tensors["base"] if "base" in tensors else tensors[next(iter(tensors))]
-            merged = self.kernel.merge(plan.method, name, origin, terms, dtype, plan.rules, plan.settings[name])
-            yield name, merged
+            yield name, tensors["base"] if "base" in tensors else tensors[next(iter(tensors))], terms
+
+    def _majority(self, plan: Plan) -> int | None:
+        """The sign that most entries of the whole model elect, where one threshold trims the whole model.
+
+        It decides elections that tie there, as in the TIES authors' code; it is known after a first pass alone.
+        """
+        elects = plan.method.trims and plan.method.combine == "ties" and plan.recipe.trim_scope == "model"
+        if not elects or not plan.rules.majority or plan.rules.arithmetic is not None:
+            return None
+        total = 0
+        for name, origin, terms in self._terms(plan):
+            total += self.kernel.elections(plan.method, name, origin, terms, plan.rules, plan.settings[name])
+        return (total > 0) - (total < 0)
 
     def _inputs(self, plan: Plan) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Each merged tensor's inputs by member; where files are not mapped, the next are read meanwhile."""
@@ -263,15 +281,19 @@ def _vocabulary_key(plan: Plan, name: str) -> str:
     return str(plan.recipe.vocabulary) if plan.vocabulary is not None and has_vocabulary(name) else ""
 
 
-def _check_terms(method: Method, recipe: Recipe, terms: Mapping[str, Mapping[str, Terms]], wiring: Wiring) -> None:
+def _check_terms(
+    method: Method,
+    recipe: Recipe,
+    terms: Mapping[str, Mapping[str, Terms]],
+    settings: Mapping[str, Mapping[str, float | bool]],
+    wiring: Wiring,
+) -> None:
+    fewest, most = method.parents
     for name, by_parent in terms.items():
         inputs = wiring.inputs[name]
         present = {parent: numbers for parent, numbers in by_parent.items() if parent in inputs}
-        fewest, most = method.parents
-        if recipe.stack is None and recipe.method == "passthrough" and len(present) != 1:
-            raise RecipeError(
-                f"passthrough takes one parent, or a stack that gives each layer one; not {len(present)}."
-            )
+        if method.name == "passthrough" and len(present) != 1:
+            raise RecipeError(f"passthrough takes one parent for each layer, {name} has {len(present)}. See stack.")
         if present and recipe.stack is not None and not fewest <= len(present) <= (most or len(present)):
             raise RecipeError(f"stack: {method.name} needs {fewest} parents at {name}, the stack gives {len(present)}.")
         sparse = any(t.density < 1 or t.drop > 0 or t.gamma > 0 for t in present.values())
@@ -280,11 +302,7 @@ def _check_terms(method: Method, recipe: Recipe, terms: Mapping[str, Mapping[str
                 f"{method.name} needs the base at {name}, where the stack leaves it out. Add it to stack."
             )
         if (method.combine == "mean" and method.name != "passthrough") or method.name == "karcher":
-            _check_weights(method.name, name, present, normalized=_is_true(recipe, "normalize", True))
-
-
-def _is_true(recipe: Recipe, setting: str, default: bool) -> bool:
-    return all(bool(given.get(setting, default)) for given in recipe.settings.values())
+            _check_weights(method.name, name, present, bool(settings[name].get("normalize", True)))
 
 
 def _check_weights(method: str, name: str, present: Mapping[str, Terms], normalized: bool) -> None:

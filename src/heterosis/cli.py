@@ -105,7 +105,7 @@ def merge(
     recipe: RecipePath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")],
     allow_pickle: AllowPickle = False,
-    shard_size: Annotated[float, typer.Option(help="Largest file of weights, in GB.", min=0.000001)] = 5.0,
+    shard_size: Annotated[float, typer.Option(help="Largest file of weights, in GB.", min=0.000001, max=1e6)] = 5.0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")] = "cpu",
 ) -> None:
     """Build one merge from a recipe, as a complete Hugging Face folder."""
@@ -114,12 +114,15 @@ def merge(
     from heterosis.errors import RecipeError
     from heterosis.export import export
 
-    if out.exists():
+    if os.path.lexists(out):
         raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
+    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise RecipeError(f"{out}: its parent is no folder that can be written to. Make it first.")
     at = _device(device)
-    opened = _open(recipe, allow_pickle)
-    builder = Builder(opened.family, at, relative_to=recipe.resolve().parent, once=True)
-    digest = export(builder, opened.recipe, out, shard_bytes=int(shard_size * 1e9))
+    with _naming(recipe):
+        opened = _open(recipe, allow_pickle)
+        builder = Builder(opened.family, at, relative_to=recipe.resolve().parent, once=True)
+        digest = export(builder, opened.recipe, out, shard_bytes=int(shard_size * 1e9))
     typer.echo(f"{out}  weights {digest}")
 
 
@@ -142,11 +145,13 @@ def convert(
 
     if out is not None and out.exists():
         raise RecipeError(f"{out} exists already. Give a new file, or remove it.")
-    opened = _open(recipe, allow_pickle)
-    if is_mergekit(read_yaml(recipe)):
+    with _naming(recipe):
+        opened = _open(recipe, allow_pickle)
+        names = list(wire(opened.recipe.stack, opened.family.members).inputs)
+        found = None if is_mergekit(read_yaml(recipe)) else to_mergekit(opened.recipe, names)
+    if found is None:
         text = opened.recipe.to_yaml()
     else:
-        found = to_mergekit(opened.recipe, list(wire(opened.recipe.stack, opened.family.members).inputs))
         if found.differences and not nearest:
             raise RecipeError(
                 f"{recipe}: mergekit cannot express this merge: {'; '.join(found.differences)}. "
@@ -159,6 +164,18 @@ def convert(
         write_text(out, text)
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong with a recipe is said of its file."""
+    from heterosis.errors import RecipeError
+
+    try:
+        yield
+    except RecipeError as error:
+        named = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+        raise RecipeError(named) from error
+
+
 def _device(name: str) -> torch.device:
     import torch
 
@@ -166,6 +183,8 @@ def _device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

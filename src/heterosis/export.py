@@ -17,7 +17,7 @@ from torch import Tensor
 from heterosis.builder import Builder, Plan
 from heterosis.checkpoints import Checkpoint, TensorSource, write_checkpoint
 from heterosis.checkpoints.writer import SHARD_BYTES
-from heterosis.errors import CanaryError, RecipeError
+from heterosis.errors import CanaryError, CheckpointError, RecipeError
 from heterosis.files import new_folder, write_json, write_text
 from heterosis.mergekit import to_mergekit
 from heterosis.recipe import Recipe, Source
@@ -59,8 +59,15 @@ def export(
         _write_mergekit(recipe, list(plan.wiring.inputs), work)
         write_text(work / "README.md", card(recipe, results))
         written = Checkpoint(work, folder.name, mapped=builder.family.mapped)
-        digest = written.digest
-        written.close()
+        try:
+            digest = written.digest
+        except CheckpointError as error:
+            raise RecipeError(
+                f"{folder}: the merge does not fit into {recipe.dtype} ({error}) Lower its weights or its scale. "
+                "Nothing was written."
+            ) from error
+        finally:
+            written.close()
         if expected_digest is not None and digest != expected_digest:
             raise CanaryError(
                 f"{folder}: the exported weights ({digest[:12]}) are not those that were scored "
@@ -117,7 +124,8 @@ def _chat_template(plan: Plan) -> str:
     wanted = plan.recipe.chat_template
     if wanted is not None and wanted != "auto":
         return wanted
-    found = [text for member in plan.members.values() if (text := _own_template(member.folder)) is not None]
+    folders = {member.folder for member in plan.members.values()}
+    found = [text for folder in sorted(folders) if (text := _own_template(folder)) is not None]
     if not found:
         raise RecipeError("chat_template: auto, but none of the models has one. Remove it.")
     return Counter(found).most_common(1)[0][0]

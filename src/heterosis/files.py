@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -71,19 +72,20 @@ def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `path` (and replaces what was there) only if the block succeeds."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    for left in (*path.parent.glob(f"{path.name}.*.partial"), *path.parent.glob(f"{path.name}.*.old")):
+    name = glob.escape(path.name)
+    for left in (*path.parent.glob(f"{name}.*.partial"), *path.parent.glob(f"{name}.*.old")):
         shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _sync_folder(temporary)
+        old = path.with_name(f"{path.name}.{os.getpid()}.old")
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(temporary)
-    old = path.with_name(f"{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
     _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

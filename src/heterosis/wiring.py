@@ -41,6 +41,10 @@ def _taken(stack: Stack | None, member: str, source: TensorSource) -> list[tuple
     depth = 1 + max((int(at.group(1)) for at in map(LAYER.search, source.specs) if at), default=0)
     if beyond := [layer for layer in order if layer is not None and layer >= depth]:
         raise RecipeError(f"stack.{member}: layer {beyond[0]} does not exist; the model has {depth} layers.")
+    places: dict[int, list[int]] = {}
+    for i, layer in enumerate(order):
+        if layer is not None:
+            places.setdefault(layer, []).append(i)
     pairs = []
     for name in source.specs:
         at = LAYER.search(name)
@@ -49,7 +53,7 @@ def _taken(stack: Stack | None, member: str, source: TensorSource) -> list[tuple
             pairs += [(name, name)] if end is not None else []
         else:
             head, tail = name[: at.start(1)], name[at.end(1) :]
-            pairs += [(f"{head}{i}{tail}", name) for i, layer in enumerate(order) if layer == int(at.group(1))]
+            pairs += [(f"{head}{i}{tail}", name) for i in places.get(int(at.group(1)), ())]
     return pairs
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import content_digest, tensor_digest
-from heterosis.errors import CheckpointError, RecipeError
+from heterosis.errors import RecipeError
 from heterosis.mergekit import Opened, open_mergekit, parse, to_mergekit
 
 from .configurations import CONFIGURATIONS, ROUNDED, models, part, task_vectors
@@ -90,7 +90,7 @@ def test_what_a_method_does_not_read_is_noted(root: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such method": (task_vectors("alchemy", "a"), "merge_method 'alchemy' is unknown; one of linear"),
     "no models": ({"merge_method": "linear", "models": []}, "exactly one of models, slices and modules"),
-    "an unknown key": (task_vectors("ties", "a", weight=1) | {"colour": "red"}, "colour: Extra inputs"),
+    "a key that is nearly one": (task_vectors("ties", "a", weight=1) | {"dtpye": "float32"}, "did you mean dtype?"),
     "models and slices": (
         {"merge_method": "linear", "models": models("a", weight=1), "slices": [part(("a", 0, 1, {}))]},
         "exactly one of models, slices and modules",
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty range": ({"merge_method": "passthrough", "slices": [part(("a", 2, 2, {}))]}, "no range of layers"),
     "layers that do not exist": (
         {"merge_method": "passthrough", "slices": [part(("a", 2, 9, {}))]},
-        "layer 4 does not exist; the model has 4 layers",
+        "a has 4 layers, so there is no layer_range [2, 9]",
     ),
     "a slice of twins": (
         {"merge_method": "linear", "slices": [part(("a", 0, 2, {"weight": 1}), ("a", 1, 3, {"weight": 1}))]},
@@ -132,6 +132,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         task_vectors("ties", "ab", weight=1.0, top={"normalize": [True, False]}),
         "parameters.normalize: must be one true or false",
     ),
+    "a tokenizer of nobody": (task_vectors("ties", "a", weight=1) | {"tokenizer_source": 5}, "tokenizer source: 5"),
+    "a token of nobody": (
+        task_vectors("ties", "a", weight=1) | {"tokenizer": {"source": "base", "tokens": {"x": {"source": [3]}}}},
+        "tokens: [3]",
+    ),
+    "a named chat template": (task_vectors("ties", "a", weight=1) | {"chat_template": "chatml"}, "is no template"),
+    "a weight of nothing": (task_vectors("ties", "a", weight=float("nan")), "parameters.weight: nan is not finite"),
+    "a range without end": (
+        {"merge_method": "passthrough", "slices": [part(("a", 0, 2_000_000_000, {}))]},
+        "a has 4 layers",
+    ),
+    "two sources for one layer": (
+        {"merge_method": "passthrough", "slices": [part(("a", 0, 2, {}), ("b", 0, 2, {}))]},
+        "passthrough takes one parent for each layer",
+    ),
+    "a search without end": (
+        {"merge_method": "karcher", "models": models("a", "b"), "parameters": {"max_iter": 1e12}},
+        "max_iter must lie between 1 and 10,000",
+    ),
     "a name of two adapters": (task_vectors("ties", ["a+b+c"], weight=1), "names no model"),
 }
 
@@ -140,17 +159,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_merged_is_refused_in_one_line(root: Path, name: str) -> None:
     content, message = REFUSED[name]
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
-        opened(root, content)
+        Builder(opened(root, content).family).plan(opened(root, content).recipe)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_other_shapes_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_model_that_needs_another_configuration_is_noted(root: Path, tmp_path: Path) -> None:
+    """mergekit merges it without a word."""
     for name in ("base", "a"):
         shutil.copytree(root / name, tmp_path / name)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     (tmp_path / "a" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
-    with pytest.raises(CheckpointError, match="num_attention_heads"):
-        opened(tmp_path, task_vectors("ties", "a", weight=1))
+    (note,) = opened(tmp_path, task_vectors("ties", "a", weight=1)).notes
+    assert note.startswith("a: config.json has num_attention_heads 4, the merge will have 2")
+
+
+def test_keys_of_ones_own_are_noted_and_numbers_may_stand_for_switches(root: Path) -> None:
+    content = task_vectors("ties", weight=0.5, density=0.5, top={"normalize": 0}) | {"anchors": {"x": 1}}
+    found = opened(root, content)
+    assert found.notes == ("anchors: no key of mergekit's; it changes nothing",)
+    assert found.recipe.divisor == "none"
+
+
+def test_a_base_may_be_named_by_the_slices_alone(root: Path) -> None:
+    sources = (("base", 0, 4, {}), ("a", 0, 4, {"weight": 0.5}))
+    content = {"merge_method": "task_arithmetic", "slices": [part(*sources, base_model="base")]}
+    assert digest(root, content) == digest(root, task_vectors("task_arithmetic", "a", weight=0.5))
 
 
 def test_stacks_have_as_many_layers_as_their_slices(root: Path) -> None:

@@ -178,3 +178,16 @@ def test_the_file_says_first_in_what_it_differs(method: str) -> None:
     said = [line.removeprefix("# - ") for line in text.splitlines() if line.startswith("# - ")]
     assert said == found.differences
     assert ("NOT the same merge" in text) == bool(found.differences)
+
+
+def test_groups_that_tell_layers_apart_are_a_difference() -> None:
+    groups = {"early": r"layers\.[01]\.", "rest": ".*"}
+    numbers = {"x": {"early": {"weight": 0.1}, "rest": {"weight": 0.9}}}
+    found = to_mergekit(recipe("task_arithmetic", numbers, groups=groups), NAMES)
+    assert found.differences == ["mergekit's filters do not tell layers apart, as these groups do"]
+
+
+def test_models_that_come_late_in_a_stack_are_a_difference() -> None:
+    stack = {"x": [0, 1, 2], "y": [None, None, 2]}
+    found = to_mergekit(recipe("linear", {}, stack=stack), NAMES)
+    assert found.differences == ["behind the layers mergekit takes no more models than its first slice has"]

@@ -30,8 +30,11 @@ class Family:
         *,
         vocabulary: str = "error",
         stacked: bool = False,
+        strict: bool = True,
     ) -> None:
-        """`vocabulary` other than "error": tokenizers and rows of vocabulary tensors may differ, for they get aligned.
+        """`strict`: refuse parents whose configuration differs from the base's; see `config_differences`.
+
+        `vocabulary` other than "error": tokenizers and rows of vocabulary tensors may differ, for they get aligned.
 
         `stacked`: layers are picked from members one by one, so members may have different numbers of layers.
         """
@@ -41,7 +44,8 @@ class Family:
         self.parents = dict(parents)
         for name, parent in self.parents.items():
             _check_tensors(base, parent, name, vocabulary != "error", stacked)
-            _check_config(base, parent, name)
+            if strict:
+                _check_config(base, parent, name)
             if vocabulary == "error":
                 _check_vocabulary(base, parent, name)
         self.names = storage_order(base.specs)
@@ -69,6 +73,7 @@ def open_family(
     adapters: Mapping[str, Path] | None = None,
     vocabulary: str = "error",
     stacked: bool = False,
+    strict: bool = True,
     mapped: bool = True,
     allow_pickle: bool = False,
 ) -> Family:
@@ -101,7 +106,7 @@ def open_family(
                 members[name] = checkpoint(folder, name)
             if above is not None:
                 members[name] = adapter(above, name, members[name])
-        family = Family(origin, members, vocabulary=vocabulary, stacked=stacked)
+        family = Family(origin, members, vocabulary=vocabulary, stacked=stacked, strict=strict)
         opened.pop_all()
     return family
 
@@ -123,20 +128,24 @@ FORWARD_KEYS = (
 KIND_KEYS = ("model_type", "hidden_size")
 
 
-def _check_config(base: Checkpoint, parent: TensorSource, name: str) -> None:
-    """A merge runs under the base's configuration, so a parent must not need another."""
+def config_differences(base: TensorSource, parent: TensorSource) -> list[tuple[str, object, object]]:
+    """Keys that change a forward pass although every tensor fits, with the base's value and the parent's."""
     pairs = [
         (key, base.config[key], parent.config[key])
         for key in FORWARD_KEYS
         if key in base.config and key in parent.config
     ]
     pairs.append(("rope_theta", _rope_theta(base), _rope_theta(parent)))
-    for key, ours, theirs in pairs:
-        if ours != theirs:
-            raise CheckpointError(
-                f"{name}: config.json has {key} {theirs}, the base has {ours}. A merge runs under the base's "
-                "configuration, where this parent would be another model: drop it."
-            )
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _check_config(base: Checkpoint, parent: TensorSource, name: str) -> None:
+    """A merge runs under the base's configuration, so a parent must not need another."""
+    for key, ours, theirs in config_differences(base, parent):
+        raise CheckpointError(
+            f"{name}: config.json has {key} {theirs}, the base has {ours}. A merge runs under the base's "
+            "configuration, where this parent would be another model: drop it."
+        )
 
 
 def _rope_theta(model: TensorSource) -> object:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from heterosis.checkpoints import Family, ModelRef, TensorSource, open_family, resolve
+from heterosis.checkpoints.family import config_differences
 from heterosis.checkpoints.source import is_hub_snapshot
 from heterosis.errors import RecipeError
 from heterosis.merge import METHODS
@@ -44,6 +45,7 @@ def open_mergekit(config: MergekitConfig, relative_to: Path | None = None, **opt
         adapters={name: at for name, ref in cast.parents.items() if (at := folders[ref][1]) is not None},
         vocabulary="error" if cast.tokenizer is None else "union",
         stacked=config.body.slices is not None,
+        strict=False,
         **options,
     )
     if folders[cast.donor][1] is not None:
@@ -54,7 +56,7 @@ def open_mergekit(config: MergekitConfig, relative_to: Path | None = None, **opt
     placed = {name: _placed(source, *folders[cast.reference(name)]) for name, source in sources.items()}
     parents = tuple(placed[parent.name] for parent in recipe.parents)
     recipe = recipe.model_copy(update={"base": placed["base"], "parents": parents})
-    return Opened(recipe, family, tuple(_notes(config, contract)))
+    return Opened(recipe, family, tuple(_notes(config, contract) + _config_notes(family)))
 
 
 def _placed(source: Source, folder: Path, adapter: Path | None) -> Source:
@@ -77,6 +79,9 @@ class _Cast:
 
     def __init__(self, config: MergekitConfig, contract: Contract) -> None:
         self.base: Reference | None = config.base_model
+        of_slices = {each.base_model for each in config.body.slices or ()}
+        if self.base is None and len(of_slices) == 1:
+            self.base = of_slices.pop()
         self.slices = config.body.slices
         sources = list(config.body.models or ()) + [s for each in self.slices or () for s in each.sources]
         mentioned = list(dict.fromkeys(source.model for source in sources))
@@ -99,7 +104,14 @@ class _Cast:
         source = config.tokenizer.source if config.tokenizer is not None else config.tokenizer_source
         self.tokenizer: str | None = None
         if source is not None:
-            self.tokenizer = source if source in ("base", "union") else self.member(Reference.parse(source))
+            self.tokenizer = source if source in ("base", "union") else self.named("tokenizer source", source)
+
+    def named(self, what: str, value: Any) -> str:
+        """The name of the model that a value of the file names."""
+        try:
+            return self.member(Reference.parse(value))
+        except ValueError as error:
+            raise RecipeError(f"{what}: {error}.") from None
 
     def reference(self, name: str) -> Reference:
         """The model behind a name of the recipe."""
@@ -122,7 +134,7 @@ def _name(i: int, refs: Sequence[Reference]) -> str:
 
 def _recipe(config: MergekitConfig, contract: Contract, cast: _Cast, members: Mapping[str, TensorSource]) -> Recipe:
     slices = cast.slices or (_whole(config, cast, members),)
-    stack = _stack(slices, cast, contract)
+    stack = _stack(slices, cast, contract, members)
     groups, found = _parameters(config, contract, cast, slices, stack, members)
     settings = found.pop(WHOLE, {})
     arithmetic = _dtype(config.dtype, "dtype") or _promoted(members)
@@ -197,10 +209,17 @@ def _whole(config: MergekitConfig, cast: _Cast, members: Mapping[str, TensorSour
     return Slice(sources=tuple(sources))
 
 
-def _stack(slices: Sequence[Slice], cast: _Cast, contract: Contract) -> dict[str, tuple[int | None, ...]]:
+def _stack(
+    slices: Sequence[Slice], cast: _Cast, contract: Contract, members: Mapping[str, TensorSource]
+) -> dict[str, tuple[int | None, ...]]:
     """Member -> its layer in each layer of the merge."""
     order: dict[str, list[int | None]] = {name: [] for name in ("base", *cast.parents)}
     for each in slices:
+        for source in each.sources:
+            depth = depth_of(members[cast.member(source.model)])
+            if source.layer_range[1] > depth:
+                wanted = list(source.layer_range)
+                raise RecipeError(f"slices: {source.model} has {depth} layers, so there is no layer_range {wanted}.")
         first, last = each.sources[0].layer_range
         here: dict[str, InputSlice] = {}
         for source in each.sources:
@@ -240,9 +259,12 @@ def _promoted(members: Mapping[str, TensorSource]) -> str:
 
 
 def _dtype(name: str | None, key: str) -> str | None:
-    if name is not None and name not in DTYPES:
+    if name is None:
+        return None
+    plain = name.removeprefix("torch.")
+    if plain not in DTYPES:
         raise RecipeError(f"{key}: {name!r} is not supported; one of {', '.join(DTYPES)}.")
-    return name
+    return plain
 
 
 def _vocabulary(config: MergekitConfig, cast: _Cast) -> dict[str, Any] | None:
@@ -262,10 +284,19 @@ def _token_row(source: Any, cast: _Cast) -> dict[str, Any]:
     if isinstance(source, dict) and source.get("kind") in ("zero", "model_token"):
         row: dict[str, Any] = {"kind": source["kind"]}
         if source["kind"] == "model_token":
-            row |= {"member": cast.member(Reference.parse(source.get("model")))}
+            row |= {"member": cast.named("tokens", source.get("model"))}
             row |= {key: source[key] for key in ("token", "token_id") if source.get(key) is not None}
         return row
-    return {"kind": "model", "member": cast.member(Reference.parse(source))}
+    return {"kind": "model", "member": cast.named("tokens", source)}
+
+
+def _config_notes(family: Family) -> list[str]:
+    """Where models need another configuration than the one that the merge will have; mergekit does not look."""
+    return [
+        f"{name}: config.json has {key} {theirs}, the merge will have {ours}, under which this is another model"
+        for name, parent in family.parents.items()
+        for key, ours, theirs in config_differences(family.base, parent)
+    ]
 
 
 def _notes(config: MergekitConfig, contract: Contract) -> list[str]:
@@ -275,7 +306,8 @@ def _notes(config: MergekitConfig, contract: Contract) -> list[str]:
     levels += [source.parameters for source in config.body.models or ()]
     levels += [source.parameters for each in slices for source in each.sources]
     named = dict.fromkeys(name for level in levels for name in level or {})
-    return [
+    keys = [f"{key}: no key of mergekit's; it changes nothing" for key in config.model_extra or {}]
+    return keys + [
         f"parameters.{name}: {contract.name} does not read it, in mergekit neither; it changes nothing"
         for name in named
         if name not in contract.knows

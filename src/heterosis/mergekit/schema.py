@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,11 +131,13 @@ class TokenizerConfig(Node):
 
     source: Any = "union"
     tokens: dict[str, TokenConfig] | None = None
-    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, le=65536)
 
 
 class MergekitConfig(Node):
-    """A mergekit configuration."""
+    """A mergekit configuration. Keys of one's own (anchors) are passed over, as mergekit does."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     merge_method: str
     modules: dict[str, Module] | None = None
@@ -180,6 +183,10 @@ def is_mergekit(content: Any) -> bool:
 
 def parse(content: Any, where: str) -> MergekitConfig:
     """Validate parsed YAML; RecipeError names the file and the first fault."""
+    for key in content if isinstance(content, dict) else ():
+        near = difflib.get_close_matches(str(key), MergekitConfig.model_fields, 1, cutoff=0.75)
+        if key not in MergekitConfig.model_fields and near:
+            raise RecipeError(f"{where}: {key}: unknown key; did you mean {near[0]}?")
     try:
         return MergekitConfig.model_validate(content)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def _evaluate(name: str, setting: Any, tensor_name: str, t: float, kind: type) -
 def _filtered(name: str, setting: list[Any], tensor_name: str, t: float, kind: type) -> Any:
     for entry in setting:
         if not isinstance(entry, Mapping) or "value" not in entry or set(entry) - {"filter", "value"}:
-            raise RecipeError(f"parameters.{name}: {entry!r} must be a mapping of filter and value.")
+            raise RecipeError(f"parameters.{name}: {_short(entry)} must be a mapping of filter and value.")
         wanted = entry.get("filter")
         if wanted is None or wanted == "*" or str(wanted) in tensor_name:
             return _evaluate(name, entry["value"], tensor_name, t, kind)
@@ -55,12 +56,20 @@ def _filtered(name: str, setting: list[Any], tensor_name: str, t: float, kind: t
 def _scalar(name: str, value: Any, kind: type) -> Any:
     """A number may be written as text (YAML reads 1e-4 so); a boolean must be one."""
     if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise RecipeError(f"parameters.{name}: {value!r} must be true or false.")
+        if isinstance(value, bool) or value in (0, 1):
+            return bool(value)
+        raise RecipeError(f"parameters.{name}: {_short(value)} must be true or false.")
     try:
         if isinstance(value, bool) or value is None:
             raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise RecipeError(f"parameters.{name}: {value!r} is no number.") from None
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RecipeError(f"parameters.{name}: {_short(value)} is no number.") from None
+    if not math.isfinite(number):
+        raise RecipeError(f"parameters.{name}: {number} is not finite.")
+    return number
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

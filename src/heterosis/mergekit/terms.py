@@ -190,6 +190,6 @@ def _constant(name: str, config: MergekitConfig, default: bool) -> bool:
     given = [level[name] for level in levels if level and name in level]
     if not given:
         return default
-    if any(not isinstance(value, bool) or value != given[0] for value in given):
+    if any(isinstance(value, list | dict | str) or value not in (0, 1) or value != given[0] for value in given):
         raise RecipeError(f"parameters.{name}: must be one true or false for the whole merge, not {given[0]!r}.")
     return bool(given[0])

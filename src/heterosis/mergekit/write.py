@@ -62,7 +62,7 @@ def to_mergekit(recipe: Recipe, tensor_names: Sequence[str]) -> Translated:
         content["parameters"] = shared
     content |= {"dtype": recipe.arithmetic or "float32", "out_dtype": recipe.dtype}
     content |= _vocabulary(recipe)
-    return Translated(content, _differences(recipe, contract))
+    return Translated(content, _differences(recipe, contract) + _places(layout, content, recipe.compat is None))
 
 
 class _Writer:
@@ -98,7 +98,7 @@ class _Writer:
         """One slice of a stack."""
         sources = [s for s in self.recipe.parents if s.name in part.starts]
         if "base" in part.starts and self.names_base:
-            sources.append(self.recipe.base)
+            sources.insert(0, self.recipe.base)  # mergekit forgets whoever comes late behind the last slice
         shared = self.shared(part)
         return {"sources": [self.model(s, part) for s in sources]} | ({"parameters": shared} if shared else {})
 
@@ -252,6 +252,21 @@ def _vocabulary(recipe: Recipe) -> dict[str, Any]:
         found["tokenizer"] = {key: value for key, value in found["tokenizer"].items() if value is not None}
     if recipe.chat_template is not None:
         found["chat_template"] = recipe.chat_template
+    return found
+
+
+def _places(layout: Layout, content: Mapping[str, Any], ours: bool) -> list[str]:
+    """What mergekit's filters and slices cannot tell apart. `ours`: the recipe does not come from mergekit's rules."""
+    found = []
+    owners: dict[str, set[str]] = {}
+    for name, place in layout.places.items():
+        if layer := LAYER.search(name):
+            owners.setdefault(name[layer.end() :], set()).add(place.group)
+    if any(len(groups) > 1 for groups in owners.values()):
+        found.append("mergekit's filters do not tell layers apart, as these groups do")
+    slices = content.get("slices")
+    if ours and slices and len(slices[-1]["sources"]) > len(slices[0]["sources"]):
+        found.append("behind the layers mergekit takes no more models than its first slice has")
     return found
 
 

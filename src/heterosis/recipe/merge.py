@@ -18,7 +18,17 @@ from heterosis.errors import RecipeError
 from heterosis.files import parse_yaml, write_text
 from heterosis.merge.consensus import Divisor, Election
 from heterosis.merge.methods import METHODS, Method, depth_factor
-from heterosis.recipe.parts import DataSource, Dtype, Frozen, Parameters, SettingValue, Source, Terms, Vocabulary
+from heterosis.recipe.parts import (
+    LARGEST,
+    DataSource,
+    Dtype,
+    Frozen,
+    Parameters,
+    SettingValue,
+    Source,
+    Terms,
+    Vocabulary,
+)
 
 
 class Recipe(Frozen):
@@ -73,6 +83,12 @@ class Recipe(Frozen):
         names = [parent.name for parent in self.parents]
         if not names or len(set(names)) != len(names):
             raise ValueError("parents must be a list of distinct names, at least one")
+        if bad := [name for name in names if name == "base" or not name.isprintable()]:
+            raise ValueError(
+                f"{bad[0]!r} cannot name a parent: base is the base's own name, and names must be printable"
+            )
+        if self.chat_template is not None and self.chat_template != "auto" and "{" not in self.chat_template:
+            raise ValueError(f"chat_template {self.chat_template[:40]!r} is no template; give the Jinja text, or auto")
         for parent, by_group in self.parameters.items():
             if parent not in names:
                 raise ValueError(f"parameters speak of {parent!r}, which is not a parent ({', '.join(names)})")
@@ -93,6 +109,11 @@ class Recipe(Frozen):
                 if name not in method.settings:
                     known = ", ".join(method.settings) or "none"
                     raise ValueError(f"settings.{group}.{name}: {method.name} has no such setting; known: {known}")
+                numbers = value if isinstance(value, tuple) else (value,)
+                if any(abs(number) > LARGEST for number in numbers):
+                    raise ValueError(f"settings.{group}.{name} must lie within ±{LARGEST:g}")
+                if name == "max_iter" and not all(1 <= number <= 10_000 for number in numbers):
+                    raise ValueError(f"settings.{group}.max_iter must lie between 1 and 10,000")
                 if isinstance(method.settings[name], bool) != isinstance(value, bool):
                     kind = "true or false" if isinstance(method.settings[name], bool) else "a number"
                     raise ValueError(f"settings.{group}.{name} must be {kind}")
@@ -119,6 +140,9 @@ class Recipe(Frozen):
             raise ValueError("stack: every member needs a list of the same length, at least one layer")
         if any(layer is not None and layer < 0 for layers in self.stack.values() for layer in layers):
             raise ValueError("stack: layers count from 0")
+        for i, layer in enumerate(zip(*self.stack.values(), strict=True)):
+            if all(at is None for at in layer):
+                raise ValueError(f"stack: layer {i} of the merge comes from nobody")
 
     def canonical_parents(self) -> tuple[Source, ...]:
         """Parents by content, so that the order in which a user lists them changes nothing, not even a rounding.

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+# Far beyond any sensible weight, and far enough within float32.
+LARGEST = 1e15
 Depthwise = float | tuple[float, ...]
 SettingValue = bool | float | tuple[float, ...]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -21,9 +23,9 @@ class Frozen(BaseModel):
 class Source(Frozen):
     """A checkpoint that goes into a merge."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=200)]
     """Label under which this recipe's parameters speak of it."""
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """Local folder or hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
@@ -56,7 +58,7 @@ class Vocabulary(Frozen):
 
     source: str
     """Whose tokens the merge has: `base`, `union`, or a parent's name."""
-    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    pad_to_multiple_of: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Rows of the embeddings are filled up to a multiple of this, with their mean."""
     tokens: dict[str, TokenRow] = {}
     """Tokens whose rows are chosen by hand; those that no tokenizer has are added."""
@@ -109,6 +111,13 @@ class Parameters(Frozen):
     def _below_one(cls, value: Depthwise) -> Depthwise:
         if 1.0 in (value if isinstance(value, tuple) else (value,)):
             raise ValueError("must be below 1 (rescaling by 1/(1-p)); use weight 0 to leave a parent out")
+        return value
+
+    @field_validator("weight")
+    @classmethod
+    def _in_single_precision(cls, value: Depthwise) -> Depthwise:
+        if any(abs(number) > LARGEST for number in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"must lie within ±{LARGEST:g}")
         return value
 
     @model_validator(mode="after")
