@@ -435,3 +435,15 @@ def test_peft_loads_the_adapters_that_these_tests_make(make: Make, tiny_family) 
     adapter = open_family(base, {"math": folder}).parents["math"]
     for name, parameter in merged.named_parameters():
         torch.testing.assert_close(adapter.tensor(name), parameter.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_another_kind_of_model_is_refused_where_that_model_is_at_hand(
+    tiny_family, make: Make, tmp_path: Path
+) -> None:
+    adapter, base = make(), tiny_family() / "base"
+    (tmp_path / "qwen").mkdir()
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    configure(adapter, base_model_name_or_path=str(tmp_path / "qwen"))
+    assert "a qwen2; the base is a llama" in refusal(base, adapter)
+    configure(adapter, base_model_name_or_path="owner/not-at-hand")
+    open_family(base, {"math": adapter}).close()

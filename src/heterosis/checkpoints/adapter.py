@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from heterosis.checkpoints.adapter_config import Key, LoraSettings, parse_key, read_settings
+from heterosis.checkpoints.adapter_config import Key, LoraSettings, check_origin, parse_key, read_settings
 from heterosis.checkpoints.reader import INPUT_EMBEDDINGS, has_vocabulary
 from heterosis.checkpoints.tensors import TensorSource, TensorSpec, content_digest, is_finite, total_bytes
 from heterosis.checkpoints.weights import Files, Weights
@@ -81,6 +81,7 @@ class Adapter:
         self._base = base
         self._owns_base = owns_base
         self._settings = read_settings(folder, self.name)
+        check_origin(folder, self.name, base.config.get("model_type"))
         self._weights = Weights(folder, _files(folder, self.name, allow_pickle), self.name, mapped)
         try:
             self._changes = _changes(self.name, self._settings, self._weights, base)

@@ -90,6 +90,22 @@ def _pattern(patterns: Mapping[str, object], module: str) -> str:
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
+def check_origin(folder: Path, name: str, model_type: object) -> None:
+    """Refuse an adapter that says it was trained on a model of another kind, where that model is at hand."""
+    said = read_json(folder / ADAPTER_CONFIG, name).get("base_model_name_or_path")
+    if not isinstance(said, str) or not said:
+        return
+    for place in (folder / said, Path(said)):
+        if (place / "config.json").is_file():
+            kind = read_json(place / "config.json", name).get("model_type")
+            if kind != model_type:
+                raise CheckpointError(
+                    f"{name}: the adapter was trained on {said}, a {kind}; the base is a {model_type}. "
+                    "Give the base that the adapter belongs to."
+                )
+            return
+
+
 def read_settings(folder: Path, name: str) -> LoraSettings:
     """Read and check an adapter's configuration. What changes the maths and is not known here is refused by name."""
     content = read_json(folder / ADAPTER_CONFIG, name)
