@@ -419,6 +419,8 @@ def test_a_pickled_adapter_is_read_only_where_that_is_allowed(make: Make, tiny_f
 def test_an_adapter_of_another_architecture_is_refused(conv1d: Path, tiny_family) -> None:
     folder = conv1d.parent / "adapter"
     train(load(conv1d), folder, r=3, target_modules=["c_attn"], fan_in_fan_out=True)
+    assert "a gpt2; the base is a llama" in refusal(tiny_family() / "base", folder)
+    configure(folder, base_model_name_or_path="owner/not-at-hand")
     assert "which the base lacks" in refusal(tiny_family() / "base", folder)
 
 
