@@ -211,16 +211,22 @@ def _open(path: Path, allow_pickle: bool) -> Opened:
 
 @app.command()
 def inspect(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of the base model.")],
-    parents: Annotated[list[Path], typer.Argument(metavar="PARENT…", help="Folders of its fine-tunes.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="The base model: a folder, or a hub id (owner/name@rev).")
+    ],
+    parents: Annotated[list[str], typer.Argument(metavar="PARENT…", help="Its fine-tunes, or LoRA adapters on it.")],
     html: Annotated[Path | None, typer.Option(help="Also write plots and tables to this HTML file.")] = None,
     as_json: Json = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Is merging sensible here? Task vectors by depth and group: size, direction, conflicts, sparsity."""
     _quieten_libraries()
+    from heterosis.errors import CheckpointError
     from heterosis.inspection import inspect_models, render, write_page
 
-    survey = inspect_models(base, _named(parents))
+    if html is not None and not html.absolute().parent.is_dir():
+        raise CheckpointError(f"{html}: its parent is no folder. Make it first.")
+    survey = inspect_models(_folder(base), _named(parents), allow_pickle=allow_pickle)
     if html is not None:
         write_page(survey, html)
     if as_json:
@@ -229,12 +235,19 @@ def inspect(
         render(survey, _output())
 
 
-def _named(folders: list[Path]) -> dict[str, Path]:
-    """Folders by their own name, numbered where that is ambiguous."""
-    names = [folder.resolve().name for folder in folders]
+def _folder(model: str) -> Path:
+    from heterosis.checkpoints import ModelRef, resolve
+
+    name, _, revision = model.partition("@")
+    return resolve(ModelRef(name, revision) if revision and not Path(model).exists() else ModelRef(model))
+
+
+def _named(models: list[str]) -> dict[str, Path]:
+    """Folders by the models' own names, numbered where that is ambiguous."""
+    names = [Path(model.partition("@")[0]).absolute().name for model in models]
     return {
-        name if names.count(name) == 1 else f"{name}-{i + 1}": folder
-        for i, (name, folder) in enumerate(zip(names, folders, strict=True))
+        name if names.count(name) == 1 else f"{name}-{i + 1}": _folder(model)
+        for i, (name, model) in enumerate(zip(names, models, strict=True))
     }
 
 
