@@ -77,9 +77,11 @@ def main() -> None:
             worker = stack.enter_context(_worker(peer, family, options.threads)) if peer else None
             figures["mergekit"] = worker and worker.versions
             figures["families"] = [
-                _family(family, PARENTS[:count], worker, rounds, compiled=not options.quick) for count in (2, 3)
+                _family(family, PARENTS[:count], options.only, worker, rounds, compiled=not options.quick)
+                for count in (2, 3)
             ]
-        figures["disk"] = _disk(work, peer, 1 if options.quick else 2)
+        on_disk = [label for label in ON_DISK if label in options.only]
+        figures["disk"] = _disk(work, on_disk, peer, 1 if options.quick else 2)
     _print(figures)
     write_json(options.json, figures)
 
@@ -88,6 +90,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--quick", action="store_true", help="a small model, to see that all works")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="rows of the table; all of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, help="where to put the models, 3 GB; default: the system's temporary")
@@ -180,13 +183,14 @@ def _compile_times(work: Path) -> dict[str, float]:
 
 
 def _family(
-    family: Family, parents: Sequence[str], worker: Worker | None, rounds: int, compiled: bool
+    family: Family, parents: Sequence[str], only: Sequence[str], worker: Worker | None, rounds: int, compiled: bool
 ) -> dict[str, Any]:
     entries = sum(spec.numel for spec in family.base.specs.values())
     read, written = (len(parents) + 1) * 2 * entries, 2 * entries
     copies = _copies(family, ("base", *parents))
     rows = {}
-    for label, case in CASES.items():
+    for label in only:
+        case = CASES[label]
         say(f"{len(parents)} parents: {label}")
         weights = {name: 0.4 if case.equal_weights else WEIGHTS[name] for name in parents}
         run, index_s = _ours(family, case, weights, compiled)
@@ -250,12 +254,12 @@ def _copies(family: Family, members: Sequence[str]) -> dict[str, Callable[[], No
     return {"at hand": at_hand, "fresh": fresh}
 
 
-def _disk(work: Path, peer: Path | None, rounds: int) -> dict[str, Any]:
+def _disk(work: Path, only: Sequence[str], peer: Path | None, rounds: int) -> dict[str, Any]:
     """Whole runs of the commands from folders to a folder, beside `cp` of what they read."""
     models = [work / "models" / name for name in ("base", *PARENTS)]
     size = sum(file.stat().st_size for model in models for file in model.glob("*.safetensors"))
     rows: dict[str, Any] = {"bytes_read": size, "methods": {}}
-    for label in ON_DISK:
+    for label in only:
         say(f"on disk: {label}")
         recipes = _files(work, CASES[label])
         contestants = {"heterosis_s": _command([_beside("heterosis"), "merge", recipes[0], work / "out"], work / "out")}

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# Far beyond any sensible weight, and far enough within float32.
-LARGEST = 1e15
+# Sums and products of a few such numbers still fit into float64; what does not fit into float32 shows in the merge.
+LARGEST = 1e100
 Depthwise = float | tuple[float, ...]
 SettingValue = bool | float | tuple[float, ...]
 Dtype = Literal["float32", "float16", "bfloat16"]
