@@ -294,7 +294,7 @@ def _stages(method: Method, terms: Sequence[ParentTerm], rules: Rules) -> Stages
     combine = "sum" if method.combine == "mean" and sparse else str(method.combine)
     return Stages(
         combine,
-        trims=method.trims,
+        trims=method.trims and any(term.threshold != KEEP_ALL for term in terms),
         caps=method.prunes == "small_and_large",
         drops=method.drops or any(term.drop > 0.0 for term in terms),
         election=rules.election,
