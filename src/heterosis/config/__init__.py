@@ -1,29 +1,26 @@
 """The study file: what a user writes, frozen and checked before anything starts."""
 
 from heterosis.config.load import explain, find_space, load_study, read_yaml, space_folders
+from heterosis.config.policy import AnchorsConfig, ConstraintConfig, RacingConfig, StageConfig, WarmStartConfig
 from heterosis.config.schema import (
-    METHOD_NAMES,
-    Blocks,
     BudgetConfig,
-    Config,
     DataConfig,
-    Depth,
     EngineConfig,
-    Gene,
-    Knots,
     Model,
     OptimizerConfig,
-    SpaceConfig,
     SplitsConfig,
     Study,
     TaskConfig,
 )
+from heterosis.config.spaces import METHOD_NAMES, Blocks, Config, Depth, Gene, Knots, SpaceConfig
 
 __all__ = [
     "METHOD_NAMES",
+    "AnchorsConfig",
     "Blocks",
     "BudgetConfig",
     "Config",
+    "ConstraintConfig",
     "DataConfig",
     "Depth",
     "EngineConfig",
@@ -31,10 +28,13 @@ __all__ = [
     "Knots",
     "Model",
     "OptimizerConfig",
+    "RacingConfig",
     "SpaceConfig",
     "SplitsConfig",
+    "StageConfig",
     "Study",
     "TaskConfig",
+    "WarmStartConfig",
     "explain",
     "find_space",
     "load_study",

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from heterosis.config.schema import Config, SpaceConfig, Study
+from heterosis.config.schema import Study
+from heterosis.config.spaces import Config, SpaceConfig
 from heterosis.errors import StudyError
 from heterosis.files import parse_yaml
 
@@ -93,7 +94,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     return f"{where or 'study'}: {first['msg'].removeprefix('Value error, ')}{given}"
 
 
-_UNION_TAGS = {"SpaceConfig", "Gene", "float", "int", "str", "Knots", "Blocks"}
+_UNION_TAGS = {"SpaceConfig", "RacingConfig", "Gene", "float", "int", "str", "bool", "Knots", "Blocks"}
 
 
 def _fields_at(kind: type[BaseModel], place: list[str]) -> list[str]:

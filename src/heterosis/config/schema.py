@@ -5,46 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-# Every method of `heterosis.merge` that a search can move; passthrough only stacks layers.
-METHOD_NAMES = Literal[
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "model_stock",
-    "nearswap",
-    "task_arithmetic",
-    "magnitude",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della_linear",
-    "della",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "sce",
-    "lines",
-    "tsv",
-    "iso_c",
-    "arcee_fusion",
-    "ram",
-    "ramplus_tl",
-    "fisher",
-    "regmean",
-]
+from heterosis.config.policy import AnchorsConfig, ConstraintConfig, RacingConfig, StageConfig, WarmStartConfig
+from heterosis.config.spaces import METHOD_NAMES, Config, SpaceConfig
+
 # Names under which the program itself speaks of merges.
 RESERVED_NAME = re.compile(r"base|all|average|mean.*|c\d+")
 RESERVED_WORDS = "base, all, average, mean…, c1, c2, …"
 RESERVED_OPTIONS = {"model", "worker_extension_cls", "enable_prefix_caching", "seed"}
-
-
-class Config(BaseModel):
-    """Base of every part of a study file: frozen, unknown keys refused, no NaN or Inf."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Config):
@@ -61,92 +30,6 @@ class Model(Config):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
-
-
-class Gene(Config):
-    """Range of one kind of gene."""
-
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    initial: float | None = None
-    """Where the search starts; the middle when left out."""
-    shared: bool = False
-    """One value for all parents."""
-    depth: Depth | None = None
-    """Depth profile of this gene alone; the space's when left out."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Gene:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}; to fix a gene write a number")
-        if self.initial is not None and not self.low <= self.initial <= self.high:
-            raise ValueError(f"initial {self.initial:g} must lie between low {self.low:g} and high {self.high:g}")
-        return self
-
-
-class Knots(Config):
-    """Values at evenly spaced layers, interpolated between them."""
-
-    knots: Annotated[int, Field(ge=2)]
-    """Number of knots."""
-
-
-class Blocks(Config):
-    """Equal stretches of layers with one value each."""
-
-    blocks: Annotated[int, Field(ge=1)]
-    """Number of stretches."""
-
-
-Depth = Literal["uniform", "per_layer"] | Knots | Blocks
-Gene.model_rebuild()
-
-
-class SpaceConfig(Config):
-    """What the search may vary: genes for each parent, depth position and tensor group."""
-
-    method: METHOD_NAMES = "dare_ties"
-    """How candidates are merged."""
-    depth: Depth = Knots(knots=4)
-    """Profile of genes over the layers: uniform, knots, blocks or per_layer."""
-    groups: dict[str, str | None] | None = None
-    """Partition of the tensors: name -> regular expression, or null for a named group (embeddings, head, attention,
-    mlp, norms, body). The first match decides. Left out: one group if depth is uniform, else embeddings, head, body."""
-    weight: Gene | float = Gene(low=0.0, high=1.5, initial=0.5)
-    """λ, the factor on a parent's task vector. A number fixes it."""
-    density: Gene | float = Gene(low=0.1, high=1.0, initial=0.7)
-    """d, the fraction of entries kept by magnitude (ties, dare_ties, magnitude, breadcrumbs). A number fixes it."""
-    drop: Gene | float = Gene(low=0.0, high=0.9, initial=0.2)
-    """p, DARE's drop rate. Searched by dare_linear, dare_ties, della and della_linear, and by any other method in
-    front of which it is written. A number fixes it."""
-    gamma: Gene | float = 0.01
-    """Fraction of the largest entries left out (breadcrumbs)."""
-    epsilon: Gene | float = 0.1
-    """Half the window of drop rates over ranks (della); narrowed where p ± epsilon would leave [0, 1)."""
-    settings: dict[str, Gene | float | bool] = {}
-    """The method's own settings (scale, t, select_topk, alpha, …): fixed, or a range to search, shared by all
-    parents."""
-    sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6
-    """First step size of CMA-ES, as a fraction of each gene's range."""
-    trim_scope: Literal["tensor", "model"] = "tensor"
-    """Take the kept fraction per tensor, or over a parent's whole task vector."""
-    election: Literal["weighted", "unweighted", "frequency"] = "weighted"
-    """Which votes elect a sign (TIES): λ_k δ_k, δ_k, or the signs alone."""
-    divisor: Literal["count", "weight", "none"] = "count"
-    """What TIES divides the sum of agreeing updates by: their count, their |λ|, or nothing."""
-    rescale: Literal["inverse_keep", "none"] | float = "inverse_keep"
-    """Factor on what DARE leaves: 1/(1-p), none (DropOnly), or a number (DAREx)."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> SpaceConfig:
-        for name in ("density", "drop", "gamma", "epsilon"):
-            gene = getattr(self, name)
-            ends = (gene.low, gene.high) if isinstance(gene, Gene) else (gene, gene)
-            if ends[0] < 0.0 or ends[1] > 1.0 or (name == "drop" and ends[1] >= 1.0):
-                raise ValueError(f"{name} must lie in [0, 1] (drop below 1), not {ends[0]:g} to {ends[1]:g}")
-        return self
 
 
 class TaskConfig(Config):
@@ -170,6 +53,9 @@ class TaskConfig(Config):
     """Use at most so many of the task's items, picked by hash; all when left out."""
     chat_template: bool = False
     """Put prompts into the model's chat format."""
+    cluster: str | None = None
+    """Field of the task's documents whose equal values belong together (a passage with several questions): such items
+    stay in one split and are resampled as one. Long texts that several documents share are found by themselves."""
 
     @model_validator(mode="before")
     @classmethod
@@ -206,8 +92,9 @@ class SplitsConfig(Config):
 class OptimizerConfig(Config):
     """Who proposes candidates."""
 
-    name: Literal["cmaes", "tpe", "gp", "nsga2", "random"] = "cmaes"
-    """cmaes is pycma; the others are Optuna's samplers."""
+    name: Literal["cmaes", "tpe", "gp", "nsga2", "nsga3", "random"] = "cmaes"
+    """cmaes is pycma; the others are Optuna's samplers. For a pareto objective: nsga2, nsga3, or, driven by
+    hypervolume, tpe or gp."""
     population: Annotated[int, Field(ge=2)] | None = None
     """Candidates in a generation; 4 + 3 ln(genes) when left out."""
     sigma: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -236,7 +123,7 @@ class EngineConfig(Config):
 
     kind: Literal["vllm", "transformers"] = "vllm"
     """vllm (started once, merges in place), or plain transformers."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Passed through to vllm.LLM (tensor_parallel_size, gpu_memory_utilization, max_model_len, …). The transformers
     engine takes max_model_len, device and dtype. dtype is what the engine computes in: that of the merged weights when
     left out, or float32 on a CPU without bf16 instructions."""
@@ -280,18 +167,36 @@ class Study(Config):
     """Texts for methods that measure the parents (fisher, regmean): one file for all, or, better, each parent's own."""
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     """Benchmarks to score candidates on."""
-    objective: Literal["mean", "normalized_mean", "worst"] = "mean"
+    objective: Literal["mean", "normalized_mean", "worst", "pareto"] = "mean"
     """How task scores become one number, higher being better. mean: weighted mean of the scores (those to minimise
     count negatively). normalized_mean: each score first placed between the worst (0) and best (1) parent. worst: the
-    lowest of the normalised scores."""
+    lowest of the normalised scores. pareto: every task is an objective of its own; the winner is the point of the front
+    with the best normalised mean."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """What a merge may not lose. Candidates that do come after all that do not."""
     splits: SplitsConfig = SplitsConfig()
     """Sizes of the search, selection and test splits."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Which optimizer proposes candidates, and its settings."""
     budget: BudgetConfig = BudgetConfig(candidates=100)
     """When to stop."""
+    racing: RacingConfig | bool = True
+    """Score candidates in rungs of items and stop those that are out; false scores each on the whole search split. Off
+    with anchors and for a pareto objective."""
+    anchors: AnchorsConfig | None = None
+    """Score candidates on chosen items and estimate the rest."""
+    stages: tuple[StageConfig, ...] = ()
+    """From coarse to fine: each stage searches its own depth profile, starting from the mean of the one before."""
+    warm_start: WarmStartConfig | None = None
+    """Start from what an earlier study of the same parents found."""
     finalists: Annotated[int, Field(ge=1)] = 5
     """How many of the best candidates are scored again on the selection split."""
+    mask_seeds: Annotated[int, Field(ge=1)] = 3
+    """Seeds of the random masks over which each finalist is scored, its own included: how lucky are its masks? 1: no
+    others."""
+    training_files: tuple[str, ...] = ()
+    """Texts that parents may have been trained on (.txt, .jsonl, .json; relative to the study file): benchmark items
+    found in them are reported."""
     engine: EngineConfig = EngineConfig()
     """Which engine answers the benchmark's questions, and its settings."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -312,6 +217,30 @@ class Study(Config):
             if RESERVED_NAME.fullmatch(name) or not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"{name!r} cannot name a parent: use letters, digits, - and _; not {RESERVED_WORDS}")
         return parents
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if self.anchors is not None and self.race is not None and "racing" in self.model_fields_set:
+            raise ValueError("anchors and racing both choose the items; give one of them")
+        if self.objective == "pareto" and self.optimizer.name in ("cmaes", "random"):
+            raise ValueError("a pareto objective needs optimizer.name nsga2, nsga3, tpe or gp")
+        if self.objective != "pareto" and self.optimizer.name == "nsga3":
+            raise ValueError("nsga3 is for objective: pareto; use nsga2 or cmaes")
+        for constraint in self.constraints:
+            if constraint.against not in (None, "best_parent", *self.parents):
+                raise ValueError(f"constraints: {constraint.against} is no parent; use best_parent or a parent's name")
+        if self.stages and self.optimizer.name != "cmaes":
+            raise ValueError("stages start from the optimizer's mean, which only cmaes has")
+        return self
+
+    @property
+    def race(self) -> RacingConfig | None:
+        """How candidates race; None: each is scored on the whole search split."""
+        if self.racing is False or self.objective == "pareto":
+            return None
+        if self.anchors is not None and "racing" not in self.model_fields_set:
+            return None
+        return RacingConfig() if self.racing is True else self.racing
 
     @property
     def resolved_space(self) -> SpaceConfig:

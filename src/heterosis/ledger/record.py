@@ -1,28 +1,33 @@
 """The record: everything a study has learnt, in Optuna storage, one finished trial per scored candidate.
 
-A trial is written once, complete, in one transaction, so a killed process leaves no half candidate behind. Three
-Optuna studies share the storage: `NAME` (the search), `NAME/selection` and `NAME/test`.
+A trial is written once, complete, in one transaction, so a killed process leaves no half candidate behind. Four
+Optuna studies share the storage: `NAME` (the search), `NAME/rungs` (what races scored, piece by piece),
+`NAME/selection` and `NAME/test`.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import Outcomes, TaskOutcomes
 from heterosis.ledger.redact import masked
+from heterosis.optimizers.protocol import Fitness
 from heterosis.recipe import Recipe
 from heterosis.space import GeneSlot, Genome
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,20 @@ class Candidate:
     items: int
     """Items scored for it; 0 when the outcomes of an equal recipe were used again."""
     error: str | None = None
+    fitness: Fitness | None = None
+    """What the optimizer was told; None if scoring failed."""
+    race: Mapping[str, Any] | None = None
+    """How its race ended: `place` (in, out, open), `rung`, the generation's `limit`. None: it did not race."""
 
     @property
     def is_baseline(self) -> bool:
         """Whether it belongs to generation 0."""
         return self.generation == 0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether items were left out because its race was over."""
+        return any(np.isnan(table.values).any() for table in self.outcomes.values())
 
 
 @dataclass(frozen=True)
@@ -76,17 +90,35 @@ class Measurement:
     seconds: Mapping[str, float]
     items: int
     error: str | None = None
+    race: Mapping[str, Any] | None = None
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Items scored -> objective estimated from them, after each rung."""
 
 
 class Record:
-    """One of a study's three Optuna studies, read and written through Optuna's public interface."""
+    """One of a study's Optuna studies, read and written through Optuna's public interface."""
 
-    def __init__(self, storage: optuna.storages.BaseStorage, name: str, genes: Sequence[GeneSlot] = ()) -> None:
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        genes: Sequence[GeneSlot] = (),
+        objectives: Sequence[str] = ("objective",),
+    ) -> None:
+        """`objectives`: names of what is raised; more than one makes it a multi-objective Optuna study."""
         self.name = name
-        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        directions = [StudyDirection.MAXIMIZE] * len(objectives)
+        self._study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        if list(self._study.metric_names or ()) != list(objectives):
+            self._name_objectives(objectives)
         self._ranges: dict[str, BaseDistribution] = {g.name: FloatDistribution(g.low, g.high) for g in genes}
         self._candidates = [_candidate(trial) for trial in self._study.get_trials(deepcopy=False)]
         self._listeners: list[Callable[[Candidate], None]] = []
+
+    def _name_objectives(self, objectives: Sequence[str]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(list(objectives))
 
     def bind(self, identity: Mapping[str, Any]) -> None:
         """Tie the record to what a study may not change; RecordError names the first difference.
@@ -128,14 +160,18 @@ class Record:
         """A scored candidate with this recipe."""
         return next((c for c in self._candidates if c.value is not None and c.recipe_digest == recipe_digest), None)
 
-    def add(self, proposal: Proposal, measured: Measurement, value: float | None) -> Candidate:
-        """Write a candidate: all of it or nothing."""
+    def add(self, proposal: Proposal, measured: Measurement, fitness: Fitness | float | None) -> Candidate:
+        """Write a candidate: all of it or nothing. One that a race stopped early is a pruned trial."""
+        fitness = Fitness.of(fitness) if isinstance(fitness, float | int) else fitness
+        partial = any(np.isnan(table.values).any() for table in measured.outcomes.values())
+        done = TrialState.PRUNED if partial else TrialState.COMPLETE
         trial = create_trial(
-            state=TrialState.COMPLETE if value is not None else TrialState.FAIL,
-            value=value,
+            state=done if fitness is not None else TrialState.FAIL,
+            values=None if fitness is None else list(fitness.vector),
             params=dict(proposal.genes),
             distributions={name: self._ranges[name] for name in proposal.genes},
-            user_attrs=_attributes(proposal, measured),
+            intermediate_values=dict(measured.curve),
+            user_attrs=_attributes(proposal, measured, fitness),
         )
         self._study.add_trial(trial)
         candidate = _candidate(self._study.get_trials(deepcopy=False)[len(self._candidates)])
@@ -168,8 +204,8 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
-def _attributes(proposal: Proposal, measured: Measurement) -> dict[str, Any]:
-    attributes = {
+def _attributes(proposal: Proposal, measured: Measurement, fitness: Fitness | None) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
         "label": proposal.label,
         "generation": proposal.generation,
         "genome": None if proposal.genome is None else list(proposal.genome),
@@ -181,6 +217,10 @@ def _attributes(proposal: Proposal, measured: Measurement) -> dict[str, Any]:
         "recipe": proposal.recipe.model_dump_json(),
         "outcomes": json.dumps({task: table.to_json() for task, table in measured.outcomes.items()}),
     }
+    if fitness is not None:
+        attributes |= {"value": fitness.value}
+        attributes |= {"violations": list(fitness.violations)} if fitness.violations else {}
+    attributes |= {"race": dict(measured.race)} if measured.race is not None else {}
     return attributes if measured.error is None else attributes | {"error": measured.error}
 
 
@@ -189,6 +229,9 @@ def _candidate(trial: FrozenTrial) -> Candidate:
     try:
         genome = attributes["genome"]
         outcomes = json.loads(attributes["outcomes"])
+        fitness = None
+        if trial.state != TrialState.FAIL:
+            fitness = Fitness(attributes["value"], tuple(trial.values), tuple(attributes.get("violations", ())))
         return Candidate(
             number=trial.number,
             label=attributes["label"],
@@ -197,13 +240,15 @@ def _candidate(trial: FrozenTrial) -> Candidate:
             recipe_digest=attributes["recipe_digest"],
             genome=None if genome is None else tuple(genome),
             genes=trial.params,
-            value=trial.value if trial.state == TrialState.COMPLETE else None,
+            value=None if fitness is None else fitness.value,
             scores=attributes["scores"],
             outcomes={task: TaskOutcomes.from_json(table) for task, table in outcomes.items()},
             weights_digest=attributes["weights_digest"],
             seconds=attributes["seconds"],
             items=attributes["items"],
             error=attributes.get("error"),
+            fitness=fitness,
+            race=attributes.get("race"),
         )
     except KeyError as error:
         raise RecordError(

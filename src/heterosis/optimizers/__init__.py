@@ -3,9 +3,9 @@
 An optimizer is a pure function of its seed and of what it was told, so a study resumes by telling it again.
 """
 
-from heterosis.optimizers.protocol import Genome, Optimizer
+from heterosis.optimizers.protocol import Fitness, Genome, Optimizer
 
-__all__ = ["Optimizer", "make_optimizer"]
+__all__ = ["Fitness", "Genome", "Optimizer", "make_optimizer"]
 
 
 def make_optimizer(name: str, initial: Genome, sigma: float, population: int, seed: int) -> Optimizer:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from heterosis.errors import StudyError
-from heterosis.optimizers.protocol import Genome, worst_for_failures
+from heterosis.optimizers.protocol import Fitness, Genome, as_numbers
 
 # Smallest step, as a fraction of a gene's range, that can still change a score.
 SMALLEST_STEP = 1e-4
@@ -48,10 +48,10 @@ class CmaEs:
         self._asked = self._strategy.ask()
         return [tuple(float(unit) for unit in point) for point in self._asked]
 
-    def tell(self, genomes: Sequence[Genome], values: Sequence[float | None]) -> None:
+    def tell(self, genomes: Sequence[Genome], found: Sequence[Fitness | None]) -> None:
         """Update mean, step size and covariance. pycma minimises, so values change sign."""
         assert len(genomes) == len(self._asked)
-        self._strategy.tell(self._asked, [-value for value in worst_for_failures(values)])
+        self._strategy.tell(self._asked, [-value for value in as_numbers(found)])
 
     def mean(self) -> Genome | None:
         """The distribution's mean, inside the bounds."""

@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 
-from heterosis.optimizers.protocol import Genome, worst_for_failures
+from heterosis.optimizers.protocol import Fitness, Genome, as_numbers
 
 SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     # Candidates are points in one joint space, so TPE models the genes together.
@@ -45,10 +45,10 @@ class OptunaSampler:
         self._asked = [self._study.ask(self._distributions) for _ in range(self._population)]
         return [tuple(trial.params[gene] for gene in self._names) for trial in self._asked]
 
-    def tell(self, genomes: Sequence[Genome], values: Sequence[float | None]) -> None:
+    def tell(self, genomes: Sequence[Genome], found: Sequence[Fitness | None]) -> None:
         """Complete the trials of the generation."""
         assert len(genomes) == len(self._asked)
-        for trial, value in zip(self._asked, worst_for_failures(values), strict=True):
+        for trial, value in zip(self._asked, as_numbers(found), strict=True):
             self._study.tell(trial, value)
 
     def mean(self) -> Genome | None:
