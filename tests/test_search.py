@@ -18,10 +18,11 @@ from heterosis.evaluation.engine import Applied
 from heterosis.evaluation.panel import Score, TaskOutcomes
 from heterosis.ledger import Candidate, Proposal, Record
 from heterosis.ledger.record import Measurement
-from heterosis.optimizers import Optimizer, make_optimizer
+from heterosis.optimizers import Fitness, Optimizer, make_optimizer
 from heterosis.optimizers.protocol import Genome
 from heterosis.recipe import Recipe, Source
-from heterosis.search import Budget, EngineScorer, search
+from heterosis.scoring import EngineScorer, OneByOne
+from heterosis.search import Budget, Stage, search
 from heterosis.space import WHOLE, Space, baselines
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
@@ -75,9 +76,9 @@ class Told:
     def ask(self) -> list[Genome]:
         return self.inner.ask()
 
-    def tell(self, genomes: Sequence[Genome], values: Sequence[float | None]) -> None:
-        self.values.append(list(values))
-        self.inner.tell(genomes, values)
+    def tell(self, genomes: Sequence[Genome], found: Sequence[Fitness | None]) -> None:
+        self.values.append([None if fitness is None else fitness.value for fitness in found])
+        self.inner.tell(genomes, found)
 
     def mean(self) -> Genome | None:
         return self.inner.mean()
@@ -102,7 +103,9 @@ def searched(
     budget: Budget, record: Record | None = None, scorer: Any = None, told: Told | None = None, kind: str = "mean"
 ) -> Record:
     record = new_record() if record is None else record
-    search(SPACE, BASELINES, told or optimizer(), scorer or Hill(), objective(kind), record, budget)
+    stage = Stage(SPACE, lambda *_: told or optimizer(), budget)
+    scorer = scorer or Hill()
+    search([stage], BASELINES, scorer, OneByOne(scorer), objective(kind), record)
     return record
 
 

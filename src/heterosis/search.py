@@ -1,17 +1,15 @@
-"""The search: ask a generation, merge and score each candidate, tell the optimizer."""
+"""The search: ask a generation, merge and score its candidates, tell the optimizer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from heterosis.errors import CandidateError, RecordError
-from heterosis.evaluation.engine import Engine
-from heterosis.evaluation.panel import Split
 from heterosis.ledger.record import Candidate, Measurement, Proposal, Record
-from heterosis.optimizers import Optimizer
+from heterosis.optimizers import Fitness, Genome, Optimizer
 from heterosis.recipe import Recipe
+from heterosis.scoring import GenerationScorer, Scorer
 from heterosis.space import Space
 from heterosis.statistics import Objective
 
@@ -23,64 +21,104 @@ class Budget(NamedTuple):
     seconds: float | None
     items: int | None
 
-    def spent(self, record: Record) -> bool:
-        """Whether the record has used this budget up."""
+    def spent(self, candidates: Sequence[Candidate], items: int = 0) -> bool:
+        """Whether these candidates, and `items` more, use this budget up."""
         used = (
-            len(record.proposed),
-            sum(candidate.seconds["total"] for candidate in record.candidates),
-            sum(candidate.items for candidate in record.candidates),
+            sum(not candidate.is_baseline for candidate in candidates),
+            sum(candidate.seconds["total"] for candidate in candidates),
+            sum(candidate.items for candidate in candidates) + items,
         )
         return any(limit is not None and value >= limit for limit, value in zip(self, used, strict=True))
 
+    def room(self, proposed: int, wanted: int) -> int:
+        """How many of `wanted` further candidates it leaves room for."""
+        return wanted if self.candidates is None else max(0, min(wanted, self.candidates - proposed))
 
-class Scorer(Protocol):
-    """Turns a recipe into a measurement."""
+    def share(self, part: float) -> Budget:
+        """The first part of it."""
+        candidates, seconds, items = self
+        return Budget(
+            None if candidates is None else round(candidates * part),
+            None if seconds is None else seconds * part,
+            None if items is None else round(items * part),
+        )
 
-    def measure(self, recipe: Recipe) -> Measurement:
-        """Merge and score; a candidate that cannot be scored is a measurement with an error."""
-        ...
+
+class Stage(NamedTuple):
+    """A space, who searches it, and how far into the study. `begin` takes the stage before and its mean."""
+
+    space: Space
+    begin: Callable[[Space | None, Genome | None], Optimizer]
+    budget: Budget
+
+
+class Found(NamedTuple):
+    """Where a search ended: the optimizer's own estimate of the best point, if it has one."""
+
+    space: Space
+    mean: Genome | None
 
 
 def search(
-    space: Space,
+    stages: Sequence[Stage],
     baselines: Mapping[str, Recipe],
-    optimizer: Optimizer,
     scorer: Scorer,
+    generations: GenerationScorer,
     objective: Objective,
     record: Record,
-    budget: Budget,
-) -> None:
-    """Score the baselines, then generations of the optimizer until the budget is spent.
+) -> Found:
+    """Score the baselines, then generations of each stage's optimizer until its budget is spent.
 
     What the record already holds is taken from it, so the same call resumes: the optimizer is told the recorded
     values and arrives in the state it had.
     """
     score_baselines(baselines, scorer, objective, record)
-    generation, told = 1, 0
-    while not optimizer.converged():
-        genomes = optimizer.ask()
-        values = []
-        for genome in genomes:
-            if told == len(record.proposed):
-                if budget.spent(record):
-                    return
-                recipe = space.recipe(genome)
-                proposal = Proposal(f"c{told + 1}", generation, recipe, genome, space.values(genome))
-                measured = scorer.measure(recipe)
-                record.add(proposal, measured, _value(objective, measured))
-            candidate = record.proposed[told]
-            if candidate.genome != genome:
-                raise RecordError(
-                    f"{record.name}: candidate {candidate.label} was recorded at another point than is proposed now: "
-                    "other library versions began this study. Install those, or start a new study."
-                )
-            values.append(candidate.value)
-            told += 1
-        if all(value is None for value in values) and len(values) > 1:
-            reason = record.proposed[told - 1].error
-            raise CandidateError(f"Every candidate of generation {generation} failed, so the search stops: {reason}")
-        optimizer.tell(genomes, values)
-        generation += 1
+    found, told, generation = Found(stages[0].space, None), 0, 1
+    for number, stage in enumerate(stages):
+        optimizer = stage.begin(found.space if number else None, found.mean)
+        while not optimizer.converged() and not stage.budget.spent(_first(record, told)):
+            genomes = optimizer.ask()
+            room = stage.budget.room(told, len(genomes))
+            candidates = score_generation(stage, genomes[:room], generation, told, generations, objective, record)
+            told += len(candidates)
+            if len(candidates) < len(genomes):
+                break
+            optimizer.tell(genomes, [candidate.fitness for candidate in candidates])
+            generation += 1
+        mean = optimizer.mean()
+        found = Found(stage.space, mean) if mean is not None or number == 0 else found
+    return found
+
+
+def score_generation(
+    stage: Stage,
+    genomes: Sequence[Genome],
+    generation: int,
+    told: int,
+    scorer: GenerationScorer,
+    objective: Objective,
+    record: Record,
+) -> list[Candidate]:
+    """The candidates of a generation, from the record as far as it goes; fewer when the budget ends."""
+    proposals = []
+    for at, genome in enumerate(genomes, told):
+        label = f"c{at + 1}"
+        proposals.append(Proposal(label, generation, stage.space.recipe(genome), genome, stage.space.values(genome)))
+    recorded = record.proposed[told : told + len(proposals)]
+    for candidate, proposal in zip(recorded, proposals, strict=False):
+        if candidate.genome != proposal.genome:
+            raise RecordError(
+                f"{record.name}: candidate {candidate.label} was recorded at another point than is proposed now: "
+                "other library versions began this study. Install those, or start a new study."
+            )
+    measured = scorer.generation(proposals, len(recorded), lambda items: stage.budget.spent(record.candidates, items))
+    for proposal, measurement in zip(proposals[len(recorded) :], measured, strict=False):
+        record.add(proposal, measurement, _fitness(objective, measurement))
+    candidates = record.proposed[told : told + len(proposals)]
+    if len(candidates) > 1 and all(candidate.fitness is None for candidate in candidates):
+        reason = candidates[-1].error
+        raise CandidateError(f"Every candidate of generation {generation} failed, so the search stops: {reason}")
+    return candidates
 
 
 def score_baselines(
@@ -90,56 +128,26 @@ def score_baselines(
     known = {candidate.label for candidate in record.baselines}
     parents = {parent.name for recipe in baselines.values() for parent in recipe.parents} & set(baselines)
     if parents <= known:
-        objective.calibrate([c.scores for c in record.baselines if c.label in parents])
+        objective.calibrate({c.label: c.scores for c in record.baselines if c.label in parents})
     else:
         measured = {label: scorer.measure(baselines[label]) for label in baselines if label in parents}
         if broken := next((f"{label}: {m.error}" for label, m in measured.items() if m.error is not None), None):
             raise CandidateError(f"A parent cannot be scored, so there is nothing to compare with. {broken}")
-        objective.calibrate([m.scores for m in measured.values()])
+        objective.calibrate({label: m.scores for label, m in measured.items()})
         for label, measurement in measured.items():
             if label not in known:
-                record.add(Proposal(label, 0, baselines[label]), measurement, _value(objective, measurement))
+                record.add(Proposal(label, 0, baselines[label]), measurement, _fitness(objective, measurement))
     for label in baselines:
         if label not in parents | known:
             measurement = scorer.measure(baselines[label])
-            record.add(Proposal(label, 0, baselines[label]), measurement, _value(objective, measurement))
+            record.add(Proposal(label, 0, baselines[label]), measurement, _fitness(objective, measurement))
     return record.baselines
 
 
-def _value(objective: Objective, measured: Measurement) -> float | None:
-    return None if measured.error is not None else objective.number(measured.scores)
+def _fitness(objective: Objective, measured: Measurement) -> Fitness | None:
+    return None if measured.error is not None else objective.judge(measured.scores)
 
 
-class EngineScorer:
-    """Scores recipes on one split with a live engine, and accounts for the time."""
-
-    def __init__(self, engine: Engine, split: Split, records: Sequence[Record]) -> None:
-        """`records`: where outcomes of an equal recipe on the same split may already be."""
-        self._engine = engine
-        self._split = split
-        self._records = records
-        self._clock = time.perf_counter()
-
-    def measure(self, recipe: Recipe) -> Measurement:
-        """Become the recipe, prove it, answer the split."""
-        digest = recipe.digest
-        known = next((found for record in self._records if (found := record.find(digest)) is not None), None)
-        if known is not None:
-            return Measurement(known.scores, known.outcomes, known.weights_digest, self._seconds(0.0, 0.0, 0.0), 0)
-        started = time.perf_counter()
-        try:
-            applied = self._engine.apply(recipe)
-            ready = time.perf_counter()
-            score = self._split.score(self._engine)
-        except CandidateError as error:
-            return Measurement({}, {}, None, self._seconds(0.0, time.perf_counter() - started, 0.0), 0, str(error))
-        swap = ready - started - applied.merge_seconds
-        seconds = self._seconds(applied.merge_seconds, swap, score.seconds)
-        scores = self._split.scores(score.outcomes)
-        return Measurement(scores, score.outcomes, applied.weights_digest, seconds, self._split.size)
-
-    def _seconds(self, merge: float, swap: float, score: float) -> dict[str, float]:
-        """Phases of this candidate; `total` runs from the end of the one before, so nothing is left out."""
-        now = time.perf_counter()
-        total, self._clock = now - self._clock, now
-        return {"merge": merge, "swap": swap, "score": score, "total": total}
+def _first(record: Record, proposed: int) -> list[Candidate]:
+    """The baselines and the first so many proposals."""
+    return [*record.baselines, *record.proposed[:proposed]]

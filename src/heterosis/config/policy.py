@@ -13,14 +13,21 @@ from heterosis.config.spaces import Config, Depth
 class RacingConfig(Config):
     """Score a generation in rungs, the same items for all, and stop a candidate once its place is clear."""
 
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.125, 0.25, 0.5, 1.0)
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
+        0.0625,
+        0.125,
+        0.25,
+        0.5,
+        1.0,
+    )
     """Growing fractions of the search split, the last one 1."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance, over all looks, that a candidate is stopped though it belongs among those that matter."""
     minimum: Annotated[int, Field(ge=4)] = 16
     """Fewest items in a rung; smaller ones are joined."""
-    adaptive: bool = True
-    """Let the largest rung grow while races end undecided and shrink while they are decided."""
+    reliability: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """End a generation's race once so much of the spread of its scores is more than noise; 1: only when every place is
+    clear, or the items are used up."""
 
     @field_validator("rungs")
     @classmethod

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -80,8 +80,7 @@ class Candidate:
         return any(np.isnan(table.values).any() for table in self.outcomes.values())
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """What scoring one proposal gave."""
 
     scores: Mapping[str, float]
@@ -91,7 +90,7 @@ class Measurement:
     items: int
     error: str | None = None
     race: Mapping[str, Any] | None = None
-    curve: Mapping[int, float] = field(default_factory=dict)
+    curve: Mapping[int, float] = {}
     """Items scored -> objective estimated from them, after each rung."""
 
 
