@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heterosis.config import Knots, Study, load_study, space_folders
+from heterosis.config import Knots, RacingConfig, Study, load_study, space_folders
 from heterosis.errors import StudyError
 
 MINIMAL = {
@@ -58,6 +58,14 @@ def test_the_resolved_study_reads_back_as_itself(tmp_path: Path) -> None:
         ({"parents": {}}, "parents: Dictionary should have at least 1 item"),
         ({"parents": {"base": "x"}}, "'base' cannot name a parent"),
         ({"splits": {"search": float("nan")}}, "splits.search"),
+        ({"racing": {"rungs": [0.5, 0.25, 1]}}, "racing.rungs: rungs must grow and end in 1"),
+        ({"racing": {"rung": [1]}}, "racing.rung: unknown key; did you mean rungs?"),
+        ({"racing": {}, "anchors": {}}, "anchors and racing both choose the items"),
+        ({"objective": "pareto"}, "a pareto objective needs optimizer.name nsga2"),
+        ({"optimizer": {"name": "nsga3"}}, "nsga3 is for objective: pareto"),
+        ({"stages": [{"depth": "uniform"}], "optimizer": {"name": "tpe"}}, "stages start from the optimizer's mean"),
+        ({"constraints": [{"task": "t"}]}, "give against (best_parent or a parent's name) or at_least"),
+        ({"constraints": [{"task": "t", "against": "z"}]}, "constraints: z is no parent"),
         ({"method": "ties", "space": "dare_ties_uniform"}, "method is ties, its space is for dare_ties"),
     ],
 )
@@ -109,3 +117,11 @@ def test_every_shipped_space_loads(tmp_path: Path) -> None:
     assert len(shipped) >= 6
     for name in shipped:
         assert load_study(written(tmp_path, space=name)).space is not None
+
+
+def test_racing_is_on_unless_turned_off_or_replaced(tmp_path: Path) -> None:
+    pareto = {"objective": "pareto", "optimizer": {"name": "nsga2"}}
+    assert load_study(written(tmp_path)).race == RacingConfig()
+    assert load_study(written(tmp_path, racing={"error": 0.1})).race == RacingConfig(error=0.1)
+    for off in ({"racing": False}, {"anchors": {"count": 20}}, pareto):
+        assert load_study(written(tmp_path, **off)).race is None

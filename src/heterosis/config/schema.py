@@ -220,7 +220,7 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if self.anchors is not None and self.race is not None and "racing" in self.model_fields_set:
+        if self.anchors is not None and isinstance(self.racing, RacingConfig):
             raise ValueError("anchors and racing both choose the items; give one of them")
         if self.objective == "pareto" and self.optimizer.name in ("cmaes", "random"):
             raise ValueError("a pareto objective needs optimizer.name nsga2, nsga3, tpe or gp")
@@ -236,9 +236,7 @@ class Study(Config):
     @property
     def race(self) -> RacingConfig | None:
         """How candidates race; None: each is scored on the whole search split."""
-        if self.racing is False or self.objective == "pareto":
-            return None
-        if self.anchors is not None and "racing" not in self.model_fields_set:
+        if self.racing is False or self.objective == "pareto" or self.anchors is not None:
             return None
         return RacingConfig() if self.racing is True else self.racing
 
