@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +11,14 @@ import optuna
 import pytest
 
 from heterosis.config import SpaceConfig
-from heterosis.errors import CanaryError, CandidateError, EngineError, RecordError
-from heterosis.evaluation.engine import Applied
-from heterosis.evaluation.panel import Score, TaskOutcomes
+from heterosis.errors import CandidateError, RecordError
+from heterosis.evaluation.panel import TaskOutcomes
 from heterosis.ledger import Candidate, Proposal, Record
 from heterosis.ledger.record import Measurement
 from heterosis.optimizers import Fitness, Optimizer, make_optimizer
 from heterosis.optimizers.protocol import Genome
 from heterosis.recipe import Recipe, Source
-from heterosis.scoring import EngineScorer, OneByOne
+from heterosis.scoring import OneByOne
 from heterosis.search import Budget, Stage, search
 from heterosis.space import WHOLE, Space, baselines
 from heterosis.statistics import Objective
@@ -257,97 +254,3 @@ def test_a_normalised_objective_takes_its_scale_from_the_parents(kind: str) -> N
 
 
 # EngineScorer: a recipe through an engine and a split.
-
-
-class Slow:
-    """An engine that takes known times, and fails when told to."""
-
-    max_length = 64
-
-    def __init__(self) -> None:
-        self.applied: list[str] = []
-        self.raises: Exception | None = None
-
-    def apply(self, recipe: Recipe) -> Applied:
-        if self.raises is not None:
-            raise self.raises
-        self.applied.append(recipe.digest)
-        time.sleep(0.02)
-        return Applied(recipe.digest, 0.005)
-
-
-class Items:
-    """A split of five items on which everything scores the same."""
-
-    size = ITEMS
-
-    def score(self, _: Any) -> Score:
-        time.sleep(0.01)
-        return Score({"hill": TaskOutcomes(np.full(ITEMS, 0.5), np.ones(ITEMS))}, 0.01)
-
-    def scores(self, outcomes: Mapping[str, TaskOutcomes]) -> dict[str, float]:
-        return {task: table.mean() for task, table in outcomes.items()}
-
-
-def scorer_of(engine: Slow, *records: Record) -> EngineScorer:
-    return EngineScorer(engine, Items(), records)  # type: ignore[arg-type]
-
-
-def test_a_measurement_is_the_splits_score_of_the_applied_recipe() -> None:
-    engine = Slow()
-    recipe = BASELINES["average"]
-    found = scorer_of(engine).measure(recipe)
-    assert engine.applied == [recipe.digest]
-    assert (found.scores, found.items, found.weights_digest, found.error) == ({"hill": 0.5}, 5, recipe.digest, None)
-
-
-def test_the_phases_leave_nothing_of_the_wall_time_out() -> None:
-    started = time.perf_counter()
-    scorer = scorer_of(Slow())
-    measured = []
-    for recipe in BASELINES.values():
-        time.sleep(0.005)  # the time between candidates belongs to the next one
-        measured.append(scorer.measure(recipe))
-    wall = time.perf_counter() - started
-    assert math.fsum(m.seconds["total"] for m in measured) == pytest.approx(wall, abs=0.005)
-    for seconds in (m.seconds for m in measured):
-        assert seconds["merge"] == 0.005
-        assert seconds["swap"] >= 0.015
-        assert seconds["score"] == 0.01
-        assert seconds["total"] >= 0.005 + sum(seconds[phase] for phase in ("merge", "swap", "score"))
-
-
-def test_an_equal_recipe_is_not_scored_twice() -> None:
-    record, engine = new_record(), Slow()
-    scorer = scorer_of(engine, new_record(), record)
-    recipe = BASELINES["average"]
-    first = scorer.measure(recipe)
-    record.add(Proposal("average", 0, recipe), first, 0.5)
-    again = scorer.measure(recipe)
-    assert engine.applied == [recipe.digest]
-    assert (again.scores, again.weights_digest, again.items) == (first.scores, first.weights_digest, 0)
-    assert again.outcomes["hill"].values.tobytes() == first.outcomes["hill"].values.tobytes()
-    assert {phase: again.seconds[phase] for phase in ("merge", "swap", "score")} == {
-        "merge": 0.0,
-        "swap": 0.0,
-        "score": 0.0,
-    }
-
-
-def test_a_recipe_that_failed_is_tried_again() -> None:
-    record, engine = new_record(), Slow()
-    scorer = scorer_of(engine, record)
-    recipe = BASELINES["average"]
-    engine.raises = CanaryError("canary: no.")
-    failed = scorer.measure(recipe)
-    record.add(Proposal("average", 0, recipe), failed, None)
-    assert (failed.error, failed.items, failed.scores, failed.outcomes) == ("canary: no.", 0, {}, {})
-    engine.raises = None
-    assert scorer.measure(recipe).error is None
-
-
-def test_an_engine_that_dies_ends_the_search() -> None:
-    engine = Slow()
-    engine.raises = EngineError("the worker died.")
-    with pytest.raises(EngineError):
-        scorer_of(engine).measure(BASELINES["average"])

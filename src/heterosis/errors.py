@@ -9,7 +9,8 @@ HeterosisError
 ├── RecordError           the record of a study does not fit what is being run                exit code 2
 ├── CandidateError        one candidate cannot be scored; the search goes on
 │   └── CanaryError       the live model is not the one that the recipe describes
-└── EngineError           the engine that answers requests failed                             exit code 3
+├── EngineError           the engine that answers requests failed                             exit code 3
+└── Interrupted           the user asked to stop; the record is complete up to here           exit code 130, 143
 
 A message is one line: what is wrong, where, and what to do about it.
 """
@@ -61,3 +62,11 @@ class EngineError(HeterosisError):
     """The engine that answers requests failed."""
 
     exit_code = 3
+
+
+class Interrupted(HeterosisError):
+    """A signal asked to stop; everything scored so far is recorded."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

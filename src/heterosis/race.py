@@ -15,8 +15,7 @@ from heterosis.ledger.rungs import RungRecord
 from heterosis.optimizers import Fitness
 from heterosis.scoring import PartScorer
 from heterosis.statistics import Objective
-from heterosis.statistics.bootstrap import TaskTable
-from heterosis.statistics.influence import Influence, influence
+from heterosis.statistics.influence import influence_of
 from heterosis.statistics.racing import Look, comparison_level, look
 from heterosis.statistics.yardstick import Yardstick
 
@@ -141,7 +140,7 @@ class Race:
         outcomes = [*known, *(_on_items_of(known[0], theirs) for theirs in field.outcomes)]
         estimates = np.array([self._objective.number(self._split.scores(each)) for each in outcomes])
         level = comparison_level(self._policy.error, len(outcomes) - keep, len(self._rungs) - 1)
-        return look(estimates, influences(outcomes, self._split, self._objective), keep, level)
+        return look(estimates, influence_of(outcomes, self._split, self._objective), keep, level)
 
     def _fitness(self, runner: Runner, yardstick: Yardstick) -> Fitness:
         return self._objective.judge(estimated_scores(runner.outcomes or {}, self._split, yardstick))
@@ -161,20 +160,6 @@ class Race:
 def estimated_scores(outcomes: Outcomes, split: Split, yardstick: Yardstick) -> dict[str, float]:
     """Task scores on the whole split, estimated where items are unknown."""
     return {task: float(split.tasks[task].score(mean)) for task, mean in yardstick.means(outcomes).items()}
-
-
-def influences(outcomes: Sequence[Outcomes], split: Split, objective: Objective) -> Influence:
-    """Influence of every cluster of the split's items on every candidate's objective."""
-    tables = {
-        task: TaskTable(
-            np.stack([each[task].values for each in outcomes]),
-            outcomes[0][task].weights,
-            split.tasks[task].score,
-            split.clusters[task],
-        )
-        for task in split.items
-    }
-    return influence(tables, objective.gradient)
 
 
 def _runner(proposal: Proposal, before: Sequence[Candidate]) -> Runner:

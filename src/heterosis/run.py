@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,28 +12,36 @@ import yaml
 
 from heterosis.builder import Builder
 from heterosis.config import load_study
-from heterosis.evaluation.engine import Engine
 from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
 from heterosis.finals import Choice, Evidence, choose, claims, finalists, score_all
 from heterosis.ledger.lineage import Lineage, StudyFacts
 from heterosis.ledger.mirror import BackgroundMirror
-from heterosis.ledger.record import Candidate, Measurement, Proposal, Record, open_storage, sqlite_url
+from heterosis.ledger.record import Candidate, Proposal, Record, open_storage, sqlite_url
 from heterosis.ledger.redact import masked
-from heterosis.optimizers import Optimizer, make_optimizer
-from heterosis.recipe import Recipe
-from heterosis.search import Budget, EngineScorer, search
+from heterosis.ledger.rungs import RungRecord
+from heterosis.live import LiveEngine
+from heterosis.optimizers import Genome, Optimizer, make_optimizer
+from heterosis.race import Race
+from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
+from heterosis.search import Budget, Stage, search
+from heterosis.space import Space, transfer
 from heterosis.study import Prepared, prepare
 from heterosis.watch import Watcher
 
 
 class Records(NamedTuple):
-    """The three records of a study."""
+    """The records of a study: one for each split, and what races scored piece by piece."""
 
     search: Record
     selection: Record
     test: Record
+    rungs: RungRecord
+
+    def by_split(self) -> dict[SplitName, Record]:
+        """The records of the three splits."""
+        return {"search": self.search, "selection": self.selection, "test": self.test}
 
 
 def run(path: Path, watcher: Watcher) -> dict[str, Any]:
@@ -48,13 +56,14 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
         records = open_records(prepared)
         _write_resolved(prepared)
         lineage = open_lineage(prepared)
-        mirror = stack.enter_context(BackgroundMirror(lineage, records._asdict())) if lineage is not None else None
-        for split, record in records._asdict().items():
+        mirror = stack.enter_context(BackgroundMirror(lineage, records.by_split())) if lineage is not None else None
+        for split, record in records.by_split().items():
             record.listen(lambda candidate, split=split: watcher.recorded(split, candidate))
             if mirror is not None:
                 record.listen(lambda _: mirror.wake())
-        engine = LazyEngine(prepared, records.search, watcher)
+        engine = LiveEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
+        stack.enter_context(engine.interrupts)
         choice = _search_and_select(prepared, records, engine, watcher)
         result = _certify(prepared, records, choice, engine, watcher)
         engine.close()
@@ -72,11 +81,12 @@ def open_records(prepared: Prepared) -> Records:
     """Open the record and tie it to the study."""
     config = prepared.config
     storage = open_storage(config.record or sqlite_url(prepared.folder / "record.db"))
-    genes = prepared.space.genes
+    about = {"genes": prepared.genes, "objectives": prepared.objective.names}
     records = Records(
-        Record(storage, config.name, genes),
-        Record(storage, f"{config.name}/selection", genes),
-        Record(storage, f"{config.name}/test", genes),
+        Record(storage, config.name, **about),
+        Record(storage, f"{config.name}/selection", **about),
+        Record(storage, f"{config.name}/test", **about),
+        RungRecord(storage, f"{config.name}/rungs"),
     )
     records.search.bind(prepared.identity)
     return records
@@ -105,80 +115,74 @@ def _write_resolved(prepared: Prepared) -> None:
     write_json(prepared.folder / "panel.json", prepared.panel.manifest() | {"digest": prepared.panel.digest})
 
 
-class LazyEngine:
-    """Starts the engine at the first question, so a finished study is shown without one."""
-
-    def __init__(self, prepared: Prepared, record: Record, watcher: Watcher) -> None:
-        self._prepared = prepared
-        self._record = record
-        self._watcher = watcher
-        self._engine: Engine | None = None
-
-    def get(self) -> Engine:
-        """The running engine."""
-        if self._engine is None:
-            self._watcher.stage(f"starting {self._prepared.config.engine.kind}")
-            self._engine = start_engine(self._prepared)
-            self._record.note("engine", self._engine.describe())
-        return self._engine
-
-    def close(self) -> None:
-        """Stop it."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-
-def start_engine(prepared: Prepared) -> Engine:
-    """The engine that the study asks for."""
-    config, dtype = prepared.config, prepared.engine_dtype
-    options = config.engine.options
-    if config.engine.kind == "transformers":
-        from heterosis.evaluation.transformers_engine import TransformersEngine
-
-        return TransformersEngine(prepared.sources, dtype, options)
-    from heterosis.evaluation.vllm_engine import VllmEngine
-
-    log = prepared.folder / "engine.log"
-    return VllmEngine(prepared.sources, dtype, prepared.panel.probes(), options, config.seed, log)
-
-
-class _LazyScorer:
-    """An EngineScorer that comes into being with the engine."""
-
-    def __init__(self, engine: LazyEngine, prepared: Prepared, split: SplitName, record: Record) -> None:
-        self._engine, self._split, self._record = engine, prepared.panel.splits[split], record
-        self._scorer: EngineScorer | None = None
-
-    def measure(self, recipe: Recipe) -> Measurement:
-        """Score with the engine, starting it if need be."""
-        if self._scorer is None:
-            self._scorer = EngineScorer(self._engine.get(), self._split, [self._record])
-        return self._scorer.measure(recipe)
-
-
-def _search_and_select(prepared: Prepared, records: Records, engine: LazyEngine, watcher: Watcher) -> Choice:
+def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher) -> Choice:
     config = prepared.config
     budget = Budget(config.budget.candidates, config.budget.hours and config.budget.hours * 3600, config.budget.items)
     watcher.begin(prepared, budget, records.search)
-    optimizer = _optimizer(prepared)
-    scorer = _LazyScorer(engine, prepared, "search", records.search)
-    search(prepared.space, prepared.baselines, optimizer, scorer, prepared.objective, records.search, budget)
+    scorer = _scorer(engine, prepared, "search", records.search)
+    generations = _generations(prepared, records, scorer)
+    found = search(
+        _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
+    )
     watcher.stage("scoring finalists on the selection split")
-    final = finalists(records.search, prepared.space, optimizer.mean(), config.finalists)
-    scorer = _LazyScorer(engine, prepared, "selection", records.selection)
+    final = finalists(records.search, found, config.finalists)
+    scorer = _scorer(engine, prepared, "selection", records.selection)
     score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
     return choose(records.selection, {proposal.label for proposal in final})
 
 
-def _optimizer(prepared: Prepared) -> Optimizer:
-    config = prepared.config
-    sigma = config.optimizer.sigma or config.resolved_space.sigma
-    return make_optimizer(config.optimizer.name, prepared.space.initial, sigma, prepared.population, config.seed)
+def _scorer(engine: LiveEngine, prepared: Prepared, split: SplitName, record: Record) -> EngineScorer:
+    about = prepared.config.engine
+    return EngineScorer(engine, prepared.panel.splits[split], [record], about.retries, about.deadline)
+
+
+def _generations(prepared: Prepared, records: Records, scorer: EngineScorer) -> GenerationScorer:
+    """How the study scores its candidates."""
+    policy = prepared.config.race
+    if policy is None:
+        return OneByOne(scorer)
+    split = prepared.panel.splits["search"]
+    return Race(scorer, split, prepared.objective, records.search, records.rungs, policy, prepared.config.finalists)
+
+
+def _stages(prepared: Prepared, budget: Budget) -> list[Stage]:
+    """The stages of the search with their optimizers; each ends where its share of the budget does."""
+    shares = [stage.share for stage in prepared.config.stages] or [1.0]
+    stages = []
+    for number, space in enumerate(prepared.spaces):
+        part = sum(shares[: number + 1]) / sum(shares)
+        stages.append(Stage(space, _beginner(prepared, space, number), budget.share(part) if part < 1.0 else budget))
+    return stages
+
+
+def _beginner(prepared: Prepared, space: Space, number: int) -> Callable[[Space | None, Genome | None], Optimizer]:
+    """Makes the optimizer of a stage: from the mean of the stage before, a warm start, or the space's own start."""
+    config, warm = prepared.config, prepared.warm
+
+    def begin(before: Space | None, mean: Genome | None) -> Optimizer:
+        initial, spread, starts = space.initial, None, []
+        if before is not None and mean is not None:
+            initial = transfer(before, mean, space)
+        elif before is None and warm is not None:
+            initial, spread, starts = warm.mean, warm.spread, warm.starts
+        sigma = config.optimizer.sigma or config.resolved_space.sigma
+        return make_optimizer(
+            config.optimizer.name,
+            initial,
+            sigma,
+            prepared.population_in(space),
+            config.seed + number,
+            objectives=len(prepared.objective.names),
+            constraints=len(config.constraints),
+            spread=spread,
+            starts=starts,
+        )
+
+    return begin
 
 
 def _certify(
-    prepared: Prepared, records: Records, choice: Choice, engine: LazyEngine, watcher: Watcher
+    prepared: Prepared, records: Records, choice: Choice, engine: LiveEngine, watcher: Watcher
 ) -> dict[str, Any]:
     """Open the test split for the winner, the parents and the best baseline; every opening is noted before it."""
     wanted = list(dict.fromkeys([*prepared.config.parents, choice.best_baseline, choice.winner]))
@@ -191,7 +195,7 @@ def _certify(
         records.test.note("openings", [*openings, {"candidates": missing, "searched": len(records.search.proposed)}])
         chosen = [selected[label] for label in missing]
         proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
-        scorer = _LazyScorer(engine, prepared, "test", records.test)
+        scorer = _scorer(engine, prepared, "test", records.test)
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
     return _result(prepared, records, choice, wanted)
 

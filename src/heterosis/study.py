@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +21,10 @@ from heterosis.evaluation.tasks import TaskChoice, load_tasks
 from heterosis.evaluation.tokens import Tokenizer
 from heterosis.merge import METHODS
 from heterosis.recipe import DataSource, Recipe, Source
-from heterosis.space import WHOLE, Space, baselines, default_population
+from heterosis.space import WHOLE, GeneSlot, Space, at_depth, baselines, default_population
 from heterosis.statistics import Objective
-from heterosis.statistics.objective import TaskShare
+from heterosis.statistics.objective import Bound, TaskShare
+from heterosis.warmstart import WarmStart, warm_start
 
 
 class Prepared(NamedTuple):
@@ -33,10 +36,22 @@ class Prepared(NamedTuple):
     family: Family
     sources: Sources
     blank: Recipe
-    space: Space
+    spaces: tuple[Space, ...]
+    """One for each stage of the search, the finest last."""
+    warm: WarmStart | None
     baselines: dict[str, Recipe]
     panel: Panel
     objective: Objective
+
+    @property
+    def space(self) -> Space:
+        """The space that the search ends in."""
+        return self.spaces[-1]
+
+    @property
+    def genes(self) -> list[GeneSlot]:
+        """The genes of all stages."""
+        return list({gene.name: gene for space in self.spaces for gene in space.genes}.values())
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -51,6 +66,8 @@ class Prepared(NamedTuple):
             "splits": config.splits.model_dump(mode="json"),
             "panel": self.panel.digest,
             "objective": config.objective,
+            "constraints": [constraint.model_dump(mode="json") for constraint in config.constraints],
+            "scoring": self._scoring,
             "optimizer": config.optimizer.model_dump(mode="json"),
             "engine": {"kind": config.engine.kind, "dtype": self.engine_dtype},
             "dtype": self.blank.dtype,
@@ -64,13 +81,32 @@ class Prepared(NamedTuple):
         return str(wanted) if wanted else compute_dtype(self.blank.dtype, on_cpu=not torch.cuda.is_available())
 
     @property
+    def _scoring(self) -> dict[str, Any]:
+        """How candidates are scored and where the search starts: it decides what the optimizer is told."""
+        config = self.config
+        found: dict[str, Any] = {
+            "racing": config.race.model_dump(mode="json") if config.race is not None else None,
+            "anchors": config.anchors.model_dump(mode="json") if config.anchors is not None else None,
+        }
+        if config.stages:  # a stage ends where its share of the budget does
+            found["stages"] = [stage.model_dump(mode="json") for stage in config.stages]
+            found["budget"] = config.budget.model_dump(mode="json")
+        if self.warm is not None:
+            found["warm_start"] = hashlib.sha256(json.dumps(self.warm, sort_keys=True).encode()).hexdigest()
+        return found
+
+    @property
     def population(self) -> int:
-        """Candidates in a generation."""
+        """Candidates in a generation of the last stage."""
+        return self.population_in(self.space)
+
+    def population_in(self, space: Space) -> int:
+        """Candidates in a generation of the search of a space."""
         wanted = self.config.optimizer.population
         if wanted is not None:
             return wanted
-        batches = self.config.optimizer.name in ("cmaes", "nsga2")
-        return default_population(len(self.space.genes)) if batches else 1
+        batches = self.config.optimizer.name in ("cmaes", "nsga2", "nsga3")
+        return default_population(len(space.genes)) if batches else 1
 
 
 def _identity_of(data: DataSource | dict[str, DataSource] | None) -> Any:
@@ -85,7 +121,7 @@ def prepare(path: Path) -> Prepared:
     beside = path.resolve().parent
     family = _open(config, beside)
     blank = _blank_recipe(config, family)
-    space = Space(config.resolved_space, blank, family.names, _data(config, beside))
+    spaces = _spaces(config, blank, family.names, _data(config, beside))
     max_length = context_length(family.base.config, config.engine.options.get("max_model_len"))
     panel = _panel(config, Tokenizer(family.base.folder, max_length), beside)
     weights = _task_weights(config, panel)
@@ -97,11 +133,31 @@ def prepare(path: Path) -> Prepared:
         family,
         Sources(family.base.folder, {name: parent.folder for name, parent in family.parents.items()}),
         blank,
-        space,
+        spaces,
+        _warm_start(config, spaces[0], beside),
         baselines(blank),
         panel,
-        Objective(config.objective, shares),
+        Objective(config.objective, shares, [Bound(**each.model_dump()) for each in config.constraints]),
     )
+
+
+def _spaces(config: Study, blank: Recipe, names: Sequence[str], data: Any) -> tuple[Space, ...]:
+    """The space of every stage."""
+    whole = config.resolved_space
+    if not config.stages:
+        return (Space(whole, blank, names, data),)
+    finest = at_depth(whole, config.stages[-1].depth)
+    groups = Space(finest, blank, names, data).groups  # the same in all stages, so that points can pass on
+    return tuple(
+        Space(at_depth(whole, stage.depth).model_copy(update={"groups": dict(groups)}), blank, names, data)
+        for stage in config.stages
+    )
+
+
+def _warm_start(config: Study, space: Space, beside: Path) -> WarmStart | None:
+    if config.warm_start is None:
+        return None
+    return warm_start(beside / config.warm_start.run, config.warm_start.top, space)
 
 
 def _open(config: Study, beside: Path) -> Family:

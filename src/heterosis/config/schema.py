@@ -127,6 +127,11 @@ class EngineConfig(Config):
     """Passed through to vllm.LLM (tensor_parallel_size, gpu_memory_utilization, max_model_len, …). The transformers
     engine takes max_model_len, device and dtype. dtype is what the engine computes in: that of the merged weights when
     left out, or float32 on a CPU without bf16 instructions."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a candidate on which the engine dies is tried again, on a fresh engine, before it counts as failed."""
+    deadline: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that one candidate may take before its engine is stopped; when left out, ten times the longest so far and
+    at least ten minutes."""
 
     @field_validator("options")
     @classmethod

@@ -78,8 +78,12 @@ class Engine(Protocol):
         """Name, versions and settings, for the record."""
         ...
 
+    def kill(self) -> None:
+        """Stop the processes at once, from any thread; a call under way then raises EngineError."""
+        ...
+
     def close(self) -> None:
-        """Let go of the model and its processes."""
+        """Let go of the model and its processes. Of a dead engine too."""
         ...
 
 

@@ -139,6 +139,9 @@ class TransformersEngine:
             "dtype": self.dtype,
         }
 
+    def kill(self) -> None:
+        """Nothing to stop: it computes in this very process, where a call cannot be cut short."""
+
     def close(self) -> None:
         """Let go of the model."""
         self.builder.family.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,9 +63,11 @@ class VllmEngine:
         self._probes = list(probes)
         self._last: tuple[str, list[list[float]]] | None = None
         self._log = log
+        before = set(multiprocessing.active_children())
         with _output_to(log):
             self._options = _engine_options(config, options, dtype, self.max_length, seed)
             self._llm = _start(sources.base, self._options, log)
+        self._processes = set(multiprocessing.active_children()) - before
         weights = sum(path.stat().st_size for path in sources.base.glob("*.safetensors"))
         parents = {name: str(folder) for name, folder in sources.parents.items()}
         questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
@@ -188,16 +191,14 @@ class VllmEngine:
                 [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts], list(parameters), use_tqdm=False
             )
         except Exception as error:  # vLLM wraps a dead worker in several types
-            raise EngineError(
-                f"vLLM failed while answering: {_first_line(error)}. Run the same command again."
-            ) from error
+            raise EngineError(f"vLLM failed while answering: {_first_line(error)}.") from error
         return outputs
 
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         try:
             answers: list[Any] = self._llm.collective_rpc(method, args=arguments)
         except Exception as error:  # the worker's own exception arrives as text
-            raise EngineError(f"vLLM failed in {method}: {_first_line(error)}. Run the same command again.") from error
+            raise EngineError(f"vLLM failed in {method}: {_first_line(error)}.") from error
         return answers
 
     def describe(self) -> dict[str, Any]:
@@ -205,6 +206,11 @@ class VllmEngine:
         import vllm
 
         return {"engine": "vllm", "version": vllm.__version__, "options": self._options}
+
+    def kill(self) -> None:
+        """Kill vLLM's processes; its own watch over them makes a waiting call fail."""
+        for process in self._processes:
+            process.kill()
 
     def close(self) -> None:
         """Stop vLLM and its processes."""

@@ -7,12 +7,14 @@ section 2.7.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from heterosis.evaluation.panel import Outcomes, Split
 from heterosis.statistics.bootstrap import Array, TaskTable
+from heterosis.statistics.objective import Objective
 
 # Step of the numerical derivative of a task's score by its mean.
 STEP = 1e-6
@@ -47,6 +49,20 @@ def influence(tables: Mapping[str, TaskTable], gradient: Gradient) -> Influence:
         parts.append(slope[:, None] * part)
         known.append(there)
     return Influence(np.concatenate(parts, axis=1), np.concatenate(known, axis=1))
+
+
+def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objective) -> Influence:
+    """Influence of every cluster of a split's items on the objective of candidates with these outcomes."""
+    tables = {
+        task: TaskTable(
+            values=np.stack([each[task].values for each in outcomes]),
+            weights=outcomes[0][task].weights,
+            score=split.tasks[task].score,
+            clusters=split.clusters[task],
+        )
+        for task in split.items
+    }
+    return influence(tables, objective.gradient)
 
 
 def known_means(table: TaskTable) -> Array:

@@ -1,0 +1,60 @@
+"""Who did best in a search, when some were scored on many items and some on few."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from heterosis.evaluation.panel import Split
+from heterosis.ledger.record import Candidate
+from heterosis.statistics import Objective
+from heterosis.statistics.influence import influence_of
+from heterosis.statistics.racing import posterior
+
+# Samplers that propose one candidate at a time have no generations: so many neighbours stand in for one.
+NEIGHBOURS = 8
+
+
+def standings(candidates: Sequence[Candidate], split: Split, objective: Objective) -> list[Candidate]:
+    """Scored proposals from best to worst by posterior: each drawn towards its generation by as much as it is noise.
+
+    Feasible candidates come first; equal ones in the order in which they were proposed.
+    """
+    groups = _groups(candidates)
+    errors = np.zeros(len(candidates))
+    for rows in groups:
+        errors[rows] = _errors([candidates[row] for row in rows], split, objective)
+    group = np.zeros(len(candidates), dtype=np.int64)
+    for number, rows in enumerate(groups):
+        group[rows] = number
+    values = np.array([candidate.value for candidate in candidates], dtype=np.float64)
+    drawn = posterior(values, errors, group) if len(candidates) else values
+
+    def key(row: int) -> tuple[float, float, int]:
+        fitness = candidates[row].fitness
+        assert fitness is not None
+        return (-fitness.violation, float(drawn[row]), -row)
+
+    return [candidates[row] for row in sorted(range(len(candidates)), key=key, reverse=True)]
+
+
+def _groups(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Rows by generation; generations of one are taken together with their neighbours."""
+    found: list[list[int]] = []
+    for _, members in itertools.groupby(range(len(candidates)), key=lambda row: candidates[row].generation):
+        rows = list(members)
+        if found and len(rows) == 1 and len(found[-1]) < NEIGHBOURS:
+            found[-1] += rows
+        else:
+            found.append(rows)
+    return found
+
+
+def _errors(candidates: Sequence[Candidate], split: Split, objective: Objective) -> np.ndarray:
+    """Standard error of each candidate against the mean of those that answered the same items."""
+    found = influence_of([candidate.outcomes for candidate in candidates], split, objective)
+    answered = np.maximum(found.known.sum(axis=0), 1.0)
+    typical = found.values.sum(axis=0) / answered
+    return np.sqrt(np.square((found.values - typical) * found.known).sum(axis=1))
