@@ -69,6 +69,15 @@ def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
+def sync(study: StudyPath) -> None:
+    """Bring the MLflow lineage up to date with the record, as after a server that was down."""
+    _quieten_libraries()
+    from heterosis.run import sync as sync_study
+
+    typer.echo(f"{sync_study(study)} merges added to the lineage")
+
+
+@app.command()
 def check(study: StudyPath, as_json: Json = False) -> None:
     """Check everything about a study that can be checked without scoring, and say what it will cost."""
     _quieten_libraries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import yaml
 
 from heterosis.builder import Builder
 from heterosis.config import load_study
+from heterosis.errors import HeterosisError, RecordError, StudyError
 from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
@@ -75,6 +77,27 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
             if mirror.problem is not None:
                 watcher.warn(f"lineage: {mirror.problem}. The study is complete; run the same command to catch up.")
     return result
+
+
+def sync(path: Path) -> int:
+    """Bring the lineage up to date with the record; returns how many merges were added. Engines stay off."""
+    prepared = prepare(path)
+    lineage = open_lineage(prepared)
+    if lineage is None:
+        raise StudyError(f"{path}: tracking is none, so there is no lineage to bring up to date.")
+    if not prepared.folder.is_dir():
+        raise StudyError(f"{prepared.folder}: no such study yet. Start it with `heterosis run {path}`.")
+    with only_process(prepared.folder):
+        records = open_records(prepared)
+        written = prepared.folder / "result.json"
+        result = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else None
+        try:
+            return lineage.sync(records.by_split(), result)
+        except HeterosisError:
+            raise
+        except Exception as error:  # MLflow, its database drivers and HTTP raise types of their own
+            reason = masked(" ".join(str(error).split())[:300])
+            raise RecordError(f"lineage: MLflow did not take it ({type(error).__name__}: {reason}).") from error
 
 
 def open_records(prepared: Prepared) -> Records:
