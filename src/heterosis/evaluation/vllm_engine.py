@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ class VllmEngine:
         weights = sum(path.stat().st_size for path in sources.base.glob("*.safetensors"))
         parents = {name: str(folder) for name, folder in sources.parents.items()}
         questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
-        self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES)
+        owner = (socket.gethostname(), os.getpid())
+        self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES, owner)
 
     def apply(self, recipe: Recipe) -> Applied:
         """Merge inside the workers, forget all cached prefixes, and prove the result on the probes."""

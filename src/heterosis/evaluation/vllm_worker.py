@@ -6,6 +6,11 @@ one attribute. Under tensor parallelism each worker merges whole tensors and vLL
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import socket
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,8 +33,14 @@ class MergeWorker:
     device: torch.device
     model_runner: Any
 
-    def heterosis_open(self, base: str, parents: dict[str, str], probes: list[Any], reference: bool) -> None:
-        """Open the family. `reference`: also answer the probes from the merged tensors, for the canary."""
+    def heterosis_open(
+        self, base: str, parents: dict[str, str], probes: list[Any], reference: bool, owner: tuple[str, int]
+    ) -> None:
+        """Open the family. `reference`: also answer the probes from the merged tensors, for the canary.
+
+        `owner`: host and process that this engine belongs to, and does not outlive.
+        """
+        _end_with(*owner)
         family = open_family(Path(base), {name: Path(folder) for name, folder in parents.items()})
         device = _resident_device(self.device, family)
         self.heterosis_state = WorkerState(
@@ -58,6 +69,25 @@ class WorkerState:
         self.builder = builder
         self.probes = probes
         self.reference = reference
+
+
+def _end_with(host: str, pid: int) -> None:
+    """End this process, and the engine process between it and its owner, as soon as the owner has ended.
+
+    vLLM's processes outlive an owner that was killed, and would keep its memory from the next one.
+    """
+    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
+        return
+    owner = os.pidfd_open(pid)
+
+    def wait() -> None:
+        select.select([owner], [], [])  # readable once the process has ended
+        between = os.getppid()
+        if between not in (1, pid) and os.getpgid(between) == os.getpgid(0):
+            os.kill(between, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="heterosis-owner", daemon=True).start()
 
 
 def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
