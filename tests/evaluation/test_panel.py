@@ -18,7 +18,7 @@ from small_tasks import choice_docs, load_all, load_one, words, write_task
 from heterosis.builder import Builder
 from heterosis.errors import CandidateError, TaskError
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood, Sources
-from heterosis.evaluation.panel import SPLITS, Panel, SplitName, TaskOutcomes, deal
+from heterosis.evaluation.panel import SPLITS, Outcomes, Panel, SplitName, TaskOutcomes, deal, fill
 from heterosis.evaluation.tasks import Item, PanelTask, TaskChoice, read_task_file
 from heterosis.evaluation.transformers_engine import TransformersEngine
 from heterosis.export import export
@@ -220,6 +220,18 @@ def test_equal_requests_are_asked_once(base: Path, tmp_path: Path) -> None:
 def test_log_probabilities_that_are_nan_fail_the_candidate(fifty: PanelTask) -> None:
     with pytest.raises(CandidateError, match="not finite"):
         Panel([fifty], THIRDS).splits["search"].score(Constant(math.nan))  # type: ignore[arg-type]
+
+
+def test_rungs_ask_an_engine_what_the_whole_split_asks(fifty: PanelTask) -> None:
+    split = Panel([fifty], {"search": 40, "selection": 5, "test": 5}).splits["search"]
+    at_once, in_parts = Constant(), Constant()
+    whole = split.score(at_once).outcomes  # type: ignore[arg-type]
+    found: Outcomes | None = None
+    for rung in split.rungs((0.125, 0.25, 0.5, 1.0), 4):
+        found = fill(found, rung, rung.split.score(in_parts).outcomes, split)  # type: ignore[arg-type]
+    assert found is not None
+    assert found["choice"].values.tobytes() == whole["choice"].values.tobytes()
+    assert sorted(in_parts.asked) == sorted(at_once.asked)
 
 
 # Parity with lm-eval: the same exported model, the same items, once through each program.

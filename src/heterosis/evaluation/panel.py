@@ -24,22 +24,25 @@ SPLITS: tuple[SplitName, ...] = ("search", "selection", "test")
 
 
 class TaskOutcomes(NamedTuple):
-    """Outcomes of one candidate on one task's items: values [n] and weights [n]."""
+    """Outcomes of one candidate on one task's items: values [n], NaN where an item is not scored, and weights [n]."""
 
     values: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]
 
     def mean(self) -> float:
-        """Weighted mean of the values."""
-        return float((self.values * self.weights).sum() / self.weights.sum())
+        """Weighted mean of the known values; NaN when nothing is known that has a weight."""
+        known = ~np.isnan(self.values)
+        weights = self.weights[known]
+        total = weights.sum()
+        return float((self.values[known] * weights).sum() / total) if total else math.nan
 
-    def to_json(self) -> dict[str, list[float]]:
-        """Plain lists; weights only when they say something."""
-        plain = {"values": [_short(value) for value in self.values.tolist()]}
+    def to_json(self) -> dict[str, list[float | None]]:
+        """Plain lists, unknown values as None; weights only when they say something."""
+        plain: dict[str, list[float | None]] = {"values": [_short(value) for value in self.values.tolist()]}
         return plain if (self.weights == 1.0).all() else plain | {"weights": self.weights.tolist()}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Sequence[float]]) -> TaskOutcomes:
+    def from_json(cls, content: Mapping[str, Sequence[float | None]]) -> TaskOutcomes:
         """Inverse of `to_json`, bit for bit."""
         values = np.asarray(content["values"], dtype=np.float64)
         weights = content.get("weights")
@@ -56,13 +59,34 @@ class Score(NamedTuple):
     seconds: float
 
 
+class Rung(NamedTuple):
+    """What one rung of a race adds to those below it."""
+
+    split: Split
+    """The items that it adds, to be scored by themselves."""
+    at: dict[str, npt.NDArray[np.int64]]
+    """Task -> where its items lie among the whole split's, ascending."""
+
+
 class Split:
     """Items of all tasks that are scored together."""
 
-    def __init__(self, name: SplitName, tasks: Mapping[str, PanelTask], items: Mapping[str, Sequence[Item]]) -> None:
+    def __init__(
+        self,
+        name: SplitName,
+        tasks: Mapping[str, PanelTask],
+        items: Mapping[str, Sequence[Item]],
+        clusters: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`clusters`: key of an item -> name of its cluster; None finds them among the items. `seed` orders rungs."""
         self.name = name
         self.tasks = tasks
         self.items = items
+        self._names = find_clusters(item for own in items.values() for item in own) if clusters is None else clusters
+        self._seed = seed
+        self.clusters = {task: _numbered([self._names[item.key] for item in own]) for task, own in items.items()}
+        """Task -> [n]: items with equal numbers share a document. Numbers run from 0, by first item."""
         self._requests = list(dict.fromkeys(_asked(r for own in items.values() for i in own for r in i.requests)))
 
     @property
@@ -88,19 +112,70 @@ class Split:
         """Task scores as lm-eval reports them."""
         return {name: float(self.tasks[name].score(outcomes[name].mean())) for name in self.items}
 
+    def known(self, outcomes: Outcomes) -> int:
+        """Number of items that have outcomes."""
+        return sum(int((~np.isnan(table.values)).sum()) for table in outcomes.values())
+
+    def rungs(self, fractions: Sequence[float], minimum: int) -> list[Rung]:
+        """Part the split into rungs that together hold every item once; up to the k-th, `fractions[k]` of each task.
+
+        Clusters stay whole and come in the order of a hash, so each rung is a random sample, stratified by task. Every
+        rung adds a cluster of every task, the first one two (one cluster says nothing of its task's spread), and
+        `minimum` items in all; one that would not is joined with the next, the last with the one before.
+        `fractions` grow and end in 1.
+        """
+        assert list(fractions) == sorted({*fractions, 1.0})
+        order = {task: self._shuffled(task) for task in self.items}
+        cuts = _cuts({task: [len(members) for members in own] for task, own in order.items()}, fractions, minimum)
+        found = []
+        for below, above in itertools.pairwise(cuts):
+            taken = {task: own[below[task] : above[task]] for task, own in order.items()}
+            at = {task: np.sort(np.concatenate(members)) for task, members in taken.items()}
+            items = {task: [self.items[task][row] for row in rows] for task, rows in at.items()}
+            found.append(Rung(Split(self.name, self.tasks, items, self._names, self._seed), at))
+        return found
+
+    def _shuffled(self, task: str) -> list[npt.NDArray[np.int64]]:
+        """Rows of each cluster of a task, clusters in the order of their hash."""
+        members: dict[str, list[int]] = {}
+        for row, item in enumerate(self.items[task]):
+            members.setdefault(self._names[item.key], []).append(row)
+        # Not the hash that dealt them: rungs must not depend on where in the deal a split lies.
+        ordered = sorted(members, key=lambda name: hashlib.sha256(f"{self._seed}\0rung\0{name}".encode()).digest())
+        return [np.array(members[name], dtype=np.int64) for name in ordered]
+
+
+def fill(whole: Outcomes | None, rung: Rung, found: Outcomes, split: Split) -> Outcomes:
+    """Outcomes of the split with those that a rung found put in their places; what neither knows is NaN.
+
+    `whole` (None: nothing known yet) is left as it is. Bit-exact: in whatever order rungs are filled in, the outcomes
+    are those of scoring the split at once.
+    """
+    filled = {}
+    for task, items in split.items.items():
+        if whole is None:
+            values, weights = np.full(len(items), np.nan), np.array([item.weight for item in items], dtype=np.float64)
+        else:
+            values, weights = whole[task].values.copy(), whole[task].weights.copy()
+        values[rung.at[task]], weights[rung.at[task]] = found[task].values, found[task].weights
+        filled[task] = TaskOutcomes(values, weights)
+    return filled
+
 
 class Panel:
     """All tasks of a study with their items dealt into splits."""
 
     def __init__(self, tasks: Sequence[PanelTask], sizes: Mapping[SplitName, float], seed: int = 0) -> None:
         self.tasks = {task.name: task for task in tasks}
-        dealt = deal(tasks, sizes, seed)
+        clusters = find_clusters(item for task in tasks for item in task.items)
+        dealt = deal(tasks, sizes, seed, clusters)
         self.splits: dict[SplitName, Split] = {
-            split: Split(split, self.tasks, {name: hands[split] for name, hands in dealt.items()}) for split in SPLITS
+            split: Split(split, self.tasks, {name: hands[split] for name, hands in dealt.items()}, clusters, seed)
+            for split in SPLITS
         }
 
     def manifest(self) -> dict[str, Any]:
-        """Every item by split, pinned by the hash of its prompts."""
+        """Every item by split, pinned by the hash of its prompts, and which of them share a document."""
         return {
             "tasks": {
                 name: {"metric": task.metric, "filter": task.filter, "higher_is_better": task.higher_is_better}
@@ -113,11 +188,15 @@ class Panel:
                 }
                 for split in SPLITS
             },
+            "clusters": {
+                split: {name: numbers.tolist() for name, numbers in self.splits[split].clusters.items()}
+                for split in SPLITS
+            },
         }
 
     @property
     def digest(self) -> str:
-        """Identity of the panel: tasks, metrics, items, prompts, splits."""
+        """Identity of the panel: tasks, metrics, items, prompts, splits, clusters."""
         return hashlib.sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()
 
     def probes(self) -> list[Probe]:
@@ -131,14 +210,18 @@ class Panel:
 
 
 def deal(
-    tasks: Sequence[PanelTask], sizes: Mapping[SplitName, float], seed: int
+    tasks: Sequence[PanelTask],
+    sizes: Mapping[SplitName, float],
+    seed: int,
+    clusters: Mapping[str, str] | None = None,
 ) -> dict[str, dict[SplitName, list[Item]]]:
     """Deal every task's items into the splits, by hash. Task -> split -> items.
 
-    Items that are the same document or ask the same prompt, within a task or across tasks, form a cluster, and a
-    cluster lies in one split only. A size below 1 is a fraction of a task's clusters, any other a number of them.
+    A cluster lies in one split only, also across tasks. A size below 1 is a fraction of a task's clusters, any other a
+    number of them; a task's limit counts clusters too. So with several questions to a passage a split of 100 holds all
+    questions on 100 passages: what a split can resolve goes with its clusters. `clusters` as in `Split`.
     """
-    cluster = _clusters(tasks)
+    cluster = find_clusters(item for task in tasks for item in task.items) if clusters is None else clusters
     home: dict[str, SplitName] = {}
     dealt = {}
     for task in tasks:
@@ -163,8 +246,13 @@ def deal(
     return dealt
 
 
-def _clusters(tasks: Sequence[PanelTask]) -> dict[str, str]:
-    """Item key -> name of its cluster: the smallest key of all items linked by equal documents or equal prompts."""
+def find_clusters(items: Iterable[Item]) -> dict[str, str]:
+    """Item key -> name of its cluster, of a study's items or a split's.
+
+    Items that are the same document, ask the same prompt, or share what their task says belongs together
+    (`Item.shared`), within a task or across tasks, form a cluster. Its name is the smallest of all these, so that the
+    order of the items has no say.
+    """
     above: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -173,10 +261,41 @@ def _clusters(tasks: Sequence[PanelTask]) -> dict[str, str]:
             name = above[name]
         return name
 
-    for item in (item for task in tasks for item in task.items):
-        one, other = sorted((root(item.key), root(item.prompt_hash)))
-        above[other] = one
-    return {item.key: root(item.key) for task in tasks for item in task.items}
+    keys = set()
+    for item in items:
+        keys.add(item.key)
+        for link in (item.prompt_hash, *item.shared):
+            one, other = sorted((root(item.key), root(link)))
+            above[other] = one
+    return {key: root(key) for key in keys}
+
+
+def _numbered(names: Sequence[str]) -> npt.NDArray[np.int64]:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+def _cuts(sizes: Mapping[str, Sequence[int]], fractions: Sequence[float], minimum: int) -> list[dict[str, int]]:
+    """Where rungs end: for each end, task -> number of clusters up to there. The first is 0, the last is all.
+
+    `sizes`: task -> items in each of its clusters, in the order in which they are taken.
+    """
+    ends = {task: np.cumsum(own) for task, own in sizes.items()}
+    whole = {task: len(own) for task, own in sizes.items()}
+
+    def items(cut: Mapping[str, int]) -> int:
+        return sum(int(ends[task][count - 1]) if count else 0 for task, count in cut.items())
+
+    cuts = [dict.fromkeys(sizes, 0)]
+    for fraction in fractions[:-1]:
+        cut = {
+            task: max(int(np.searchsorted(own, fraction * own[-1] - 1e-9)) + 1, min(2, whole[task]))
+            for task, own in ends.items()
+        }
+        advances = all(cuts[-1][task] < count < whole[task] for task, count in cut.items())
+        if advances and min(items(cut) - items(cuts[-1]), items(whole) - items(cut)) >= minimum:
+            cuts.append(cut)
+    return [*cuts, whole]
 
 
 def _count(size: float, available: int) -> int:
@@ -224,5 +343,7 @@ def _stack(outcomes: Sequence[Any]) -> TaskOutcomes:
     return TaskOutcomes(table[:, 0], table[:, 1])
 
 
-def _short(value: float) -> float:
+def _short(value: float) -> float | None:
+    if math.isnan(value):
+        return None
     return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -40,6 +40,10 @@ class Item(NamedTuple):
     prompt_hash: str
     """SHA-256 of every token that is asked."""
     requests: tuple[Request, ...]
+    shared: tuple[str, ...] = ()
+    """Names of what it may share with other items; those that share one belong together."""
+    weight: float = 1.0
+    """Weight that its outcome will have."""
 
 
 Answer = Likelihood | str | float
