@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -229,7 +228,7 @@ def test_a_parent_that_cannot_be_scored_ends_the_study_before_anything_is_record
     class Broken(Hill):
         def measure(self, recipe: Recipe) -> Measurement:
             found = super().measure(recipe)
-            return dataclasses.replace(found, error="no luck.") if recipe == BASELINES["y"] else found
+            return found._replace(error="no luck.") if recipe == BASELINES["y"] else found
 
     record = new_record()
     with pytest.raises(CandidateError, match=r"A parent cannot be scored.* y: no luck\."):

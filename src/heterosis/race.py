@@ -43,11 +43,14 @@ class Runner:
 
 
 class Field(NamedTuple):
-    """Recorded candidates that a race is also run against."""
+    """Whom a race is run against, and for how many places."""
 
-    outcomes: list[Outcomes]
     keep: int
-    """How many of field and generation together matter."""
+    """How many places there are."""
+    recorded: bool = False
+    """Whether it is run against the best that the record has; who holds out is then scored to the end."""
+    outcomes: Sequence[Outcomes] = ()
+    """Those recorded candidates."""
 
 
 class Race:
@@ -89,10 +92,10 @@ class Race:
     def _field(self, generation: int, before: Sequence[Candidate]) -> Field:
         """A generation races against itself for its better half; a single candidate against the best so far."""
         if generation > 1:
-            return Field([], generation // 2)
+            return Field(generation // 2)
         scored = [c for c in before if not c.is_baseline and not c.is_partial]
         best = sorted(scored, key=_rank, reverse=True)[: self._finalists]
-        return Field([c.outcomes for c in best], self._finalists)
+        return Field(self._finalists, recorded=True, outcomes=[c.outcomes for c in best])
 
     def _run(self, runners: list[Runner], field: Field, yardstick: Yardstick, spent: Callable[[int], bool]) -> None:
         keep = field.keep
@@ -107,9 +110,9 @@ class Race:
                 return
             found = self._look(running, field, keep)
             for runner, place in zip(running, found.places, strict=False):
-                runner.place = place
+                runner.place = place if place == "out" or not field.recorded else "open"
             keep -= sum(runner.place == "in" for runner in running)
-            if not field.outcomes and found.reliability >= self._policy.reliability:
+            if not field.recorded and found.reliability >= self._policy.reliability:
                 return
 
     def _answer(

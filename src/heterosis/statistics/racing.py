@@ -16,6 +16,9 @@ from scipy import stats
 from heterosis.statistics.bootstrap import Array
 from heterosis.statistics.influence import Influence, effective_df
 
+# A variance of estimates that is no more than rounding.
+ROUNDING = 1e-20
+
 Place = Literal["in", "out", "open"]
 
 
@@ -68,7 +71,7 @@ def reliability(estimates: Array, influence: Influence) -> float:
     if estimates.size < 2:
         return 0.0
     spread = float(np.var(estimates, ddof=1))
-    if spread == 0.0:
+    if spread <= ROUNDING:
         return 0.0
     apart = influence.values - influence.values.mean(axis=0)
     noise = float(np.square(apart).sum() / (estimates.size - 1))
