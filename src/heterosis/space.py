@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from heterosis.checkpoints.layout import DEFAULT_GROUPS, NAMED_GROUPS, Layout
-from heterosis.config import Blocks, Depth, Gene, Knots, SpaceConfig
+from heterosis.config import Depth, Gene, SpaceConfig
 from heterosis.errors import StudyError
 from heterosis.merge.methods import METHODS, Method
-from heterosis.recipe import NEUTRAL, DataSource, Depthwise, Parameters, Recipe
+from heterosis.profiles import FloatArray, Profiles, average, coarser, fitted, over_layers, stretched
+from heterosis.recipe import NEUTRAL, DataSource, Depthwise, Parameters, Recipe, Source
 
 Data = DataSource | dict[str, DataSource] | None
 Genome = tuple[float, ...]
@@ -20,6 +22,7 @@ Genome = tuple[float, ...]
 
 WHOLE = {"all": ".*"}
 ARITHMETIC_WEIGHTS = (0.3, 0.5, 1.0)
+PARENT_GENES = frozenset(Parameters.model_fields)
 
 
 class GeneSlot(NamedTuple):
@@ -33,6 +36,18 @@ class GeneSlot(NamedTuple):
     def value(self, unit: float) -> float:
         """From [0, 1] to the gene's own range."""
         return self.low + (self.high - self.low) * min(max(unit, 0.0), 1.0)
+
+    def unit(self, value: float) -> float:
+        """From the gene's own range, to which it is clipped, to [0, 1]."""
+        wanted = min(max(value, self.low), self.high)
+        unit = min(max((wanted - self.low) / (self.high - self.low), 0.0), 1.0)
+        # Rounding misses by a few units in the last place, and a number off by one gives the merge another digest.
+        for _ in range(8):
+            found = self.value(unit)
+            if found == wanted:
+                break
+            unit = math.nextafter(unit, 1.0 if found < wanted else 0.0)
+        return unit
 
 
 class Space:
@@ -80,6 +95,11 @@ class Space:
         return min(max(wanted.values()) or self._layout.layers, self._layout.layers)
 
     @property
+    def parents(self) -> tuple[Source, ...]:
+        """The models that every recipe of this space merges."""
+        return self._blank.parents
+
+    @property
     def initial(self) -> Genome:
         """Where the search starts."""
         return tuple((gene.initial - gene.low) / (gene.high - gene.low) for gene in self.genes)
@@ -114,6 +134,60 @@ class Space:
             data=self.data if self.method.evidence is not None else None,
         )
 
+    def profiles(self, genome: Genome) -> Profiles:
+        """What a genome says of every parent and setting, fixed numbers included."""
+        numbers = list(self.values(genome).values())
+        groups = self._layout.used_groups()
+        owned = [(parent, gene, range_) for parent in self._parents for gene, range_ in self._kinds.items()]
+        owned += [("all", setting, value) for setting, value in self.config.settings.items()]
+        values = {
+            (owner, gene): {group: self._profile(owner, gene, range_, group, numbers) for group in groups}
+            for owner, gene, range_ in owned
+        }
+        return Profiles(self.groups, values)
+
+    def nearest(self, profiles: Profiles) -> list[float | None]:
+        """For each gene its place in [0, 1] that comes nearest to what `profiles` say; None where they are silent.
+
+        Other groups are matched tensor by tensor. A gene that parents share takes their mean.
+        """
+        theirs = Layout(self._layout.places, profiles.groups)
+        owners: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+        for (owner, gene, group), slots in self._slots.items():
+            owners.setdefault((gene, group, tuple(slots)), []).append(owner)
+        overlaps = {group: self._overlap(group, theirs) for group in self._layout.used_groups()}
+        found: list[float | None] = [None] * len(self.genes)
+        for (gene, group, numbered), names in owners.items():
+            known = [profiles.values[name, gene] for name in names if (name, gene) in profiles.values]
+            if known:
+                wanted = average(np.stack([self._seen(overlaps[group], by_group) for by_group in known]))
+                values = fitted(wanted, self._depth(gene), len(numbered))
+                for slot, value in zip(numbered, values, strict=True):
+                    found[slot] = self.genes[slot].unit(value)
+        return found
+
+    def _overlap(self, group: str, theirs: Layout) -> Counter[tuple[str, int | None]]:
+        """How many of a group's tensors lie in each of their groups; with the depth, where the group has no layers."""
+        layered = self._layout.has_layers(group)
+        return Counter(
+            (theirs.places[name].group, None if layered else place.depth(self._layout.layers))
+            for name, place in self._layout.places.items()
+            if place.group == group
+        )
+
+    def _seen(self, overlap: Mapping[tuple[str, int | None], int], values: Mapping[str, Depthwise]) -> FloatArray:
+        """Their profile as a group of ours sees it: [layers], or [1] for a group outside the layers."""
+        rows = []
+        for theirs, depth in overlap:
+            row = stretched(values[theirs], self._layout.layers)
+            rows.append(row if depth is None else row[[depth]])
+        return average(np.stack(rows), list(overlap.values()))
+
+    def _depth(self, gene: str) -> Depth:
+        range_ = self.config.settings[gene] if gene in self.config.settings else self._kinds[gene]
+        assert isinstance(range_, Gene)
+        return range_.depth or self.config.depth
+
     def _parameters(self, parent: str, group: str, numbers: Sequence[float]) -> Parameters:
         found = {gene: self._profile(parent, gene, range_, group, numbers) for gene, range_ in self._kinds.items()}
         if "epsilon" in found:
@@ -131,7 +205,7 @@ class Space:
 
 def _kinds(config: SpaceConfig, method: Method) -> dict[str, Gene | float]:
     """Per-parent genes that the method reads, a drop rate in front of it among them where one is asked for."""
-    asked = config.model_fields_set & {"weight", "density", "drop", "gamma", "epsilon"}
+    asked = config.model_fields_set & PARENT_GENES
     if unread := sorted(asked - method.reads):
         raise StudyError(f"space: {method.name} does not read {unread[0]}. Remove it, or choose another method.")
     if unknown := sorted(set(config.settings) - set(method.settings)):
@@ -157,14 +231,38 @@ def _narrowed(epsilon: Depthwise, drop: Depthwise) -> Depthwise:
     return tuple(min(e, p, 0.999 - p) for e, p in zip(windows, rates, strict=True))
 
 
-def over_layers(values: Sequence[float], depth: Depth, layers: int) -> tuple[float, ...]:
-    """Spread a profile's values over all layers: knots are interpolated, blocks repeated."""
-    at = np.arange(layers)
-    if isinstance(depth, Knots):
-        return tuple(np.interp(at, np.linspace(0, layers - 1, len(values)), values).tolist())
-    if isinstance(depth, Blocks):
-        return tuple(values[i * len(values) // layers] for i in range(layers))
-    return tuple(values)
+def at_depth(config: SpaceConfig, depth: Depth) -> SpaceConfig:
+    """The same space searched at another depth profile.
+
+    Genes without a depth of their own take `depth`. One with a depth of its own keeps it unless that is finer, so a
+    stage never searches a gene at more places than the user gave it.
+    """
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Gene) or value.depth is None:
+            return value
+        return value.model_copy(update={"depth": coarser(value.depth, depth)})
+
+    # What the user left out stays left out: a method refuses genes that were written and that it does not read.
+    changes = {name: moved(getattr(config, name)) for name in sorted(config.model_fields_set & PARENT_GENES)}
+    if config.settings:
+        changes["settings"] = {name: moved(value) for name, value in config.settings.items()}
+    return config.model_copy(update={**changes, "depth": depth})
+
+
+def transfer(coarse: Space, genome: Genome, fine: Space) -> Genome:
+    """The point of `fine` whose profiles equal, or come nearest to, those of `genome` in `coarse`.
+
+    From coarse to fine the recipe stays what it was wherever the finer profile can express the coarser one (uniform to
+    anything, anything to per layer); from fine to coarse genes take the mean over their stretch. Values outside the
+    range of `fine` are clipped; genes that `coarse` does not know start where `fine` starts.
+    """
+    return fill(fine.nearest(coarse.profiles(genome)), fine.initial)
+
+
+def fill(found: Sequence[float | None], otherwise: Genome) -> Genome:
+    """A genome from what is known of it."""
+    return tuple(start if unit is None else unit for unit, start in zip(found, otherwise, strict=True))
 
 
 def blank_with(blank: Recipe, **changes: object) -> Recipe:
