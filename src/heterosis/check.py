@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def check(path: Path) -> dict[str, Any]:
             + ", ".join(f"{len(prepared.panel.splits[split].items[name])} {split}" for split in SPLITS)
             for name, task in prepared.panel.tasks.items()
         },
+        "scoring": _scoring(prepared),
         "cost": _cost(prepared),
         "memory": f"about {_memory(prepared) / GIB:.2f} GiB for the sources and one merged model",
         "disk": disk,
@@ -48,6 +50,22 @@ def _models(family: Family) -> dict[str, str]:
     }
 
 
+def _scoring(prepared: Prepared) -> str:
+    """How many items a candidate answers."""
+    search, config = prepared.panel.splits["search"], prepared.config
+    if config.anchors is not None:
+        per_task = min(config.anchors.count, *(len(items) for items in search.items.values()))
+        return (
+            f"{config.anchors.warmup} candidates on all {search.size} items, then {per_task} anchors of each task "
+            f"({config.anchors.estimator})"
+        )
+    if config.race is None:
+        return f"every candidate on all {search.size} items"
+    rungs = search.rungs(config.race.rungs, config.race.minimum)
+    totals = list(itertools.accumulate(rung.split.size for rung in rungs))
+    return f"races on {', '.join(map(str, totals))} items; a candidate stops once its place is clear"
+
+
 def _cost(prepared: Prepared) -> dict[str, str]:
     search = prepared.panel.splits["search"]
     counts = request_counts([item for items in search.items.values() for item in items])
@@ -57,7 +75,8 @@ def _cost(prepared: Prepared) -> dict[str, str]:
     found = {"per candidate": f"{per}, at most {counts['tokens']} tokens"}
     if candidates is not None:
         total = (candidates + len(prepared.baselines)) * counts["tokens"]
-        found["search"] = f"{candidates} candidates and {len(prepared.baselines)} baselines, at most {total:.3g} tokens"
+        scored = f"{candidates} candidates and {len(prepared.baselines)} baselines"
+        found["search"] = f"{scored}, at most {total:.3g} tokens"
     return found
 
 
