@@ -150,6 +150,62 @@ def test_items_that_ask_the_same_prompt_lie_in_one_split(base: Path, tmp_path: P
     assert not (prompts["search"] | prompts["selection"]) & prompts["test"]
 
 
+def passages(count: int, questions: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Documents that ask several questions of each passage."""
+    rng = random.Random(seed)
+    docs = choice_docs(count * questions, seed)
+    told = [words(40, rng) for _ in range(count)]
+    return [doc | {"passage": told[number // questions], "id": number // questions} for number, doc in enumerate(docs)]
+
+
+@pytest.mark.parametrize("choice", [{}, {"cluster": "id"}, {"cluster": "passage"}])
+def test_questions_on_one_passage_stay_together(base: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+    docs = passages(20, 3)
+    for doc in docs:
+        doc |= {"passage": docs[0]["passage"]} if choice == {"cluster": "id"} else {}
+    split = Panel([choice_task(tmp_path, base, docs, **choice)], THIRDS).splits
+    assert [split[name].size for name in SPLITS] == [24, 18, 18]
+    for name in SPLITS:
+        asked = [docs[item.doc_id]["id"] for item in split[name].items["choice"]]
+        numbers = split[name].clusters["choice"].tolist()
+        assert (
+            len(set(asked)) == len(set(numbers)) == len(set(zip(asked, numbers, strict=True))) == split[name].size / 3
+        )
+
+
+def test_a_text_that_all_documents_hold_makes_no_cluster(base: Path, tmp_path: Path) -> None:
+    docs = [doc | {"instruction": words(50, random.Random(1))} for doc in choice_docs(30)]
+    split = Panel([choice_task(tmp_path, base, docs)], THIRDS).splits["search"]
+    assert split.clusters["choice"].tolist() == list(range(12))
+
+
+def test_a_passage_that_two_tasks_ask_about_lies_in_one_split(base: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, "one", passages(20, 2))
+    write_task(tmp_path, "other", [doc | {"prompt": doc["prompt"] + " w3"} for doc in passages(20, 2)])
+    splits = Panel(load_all(tmp_path, ["one.yaml", "other.yaml"], base), THIRDS).splits
+    for name in SPLITS:
+        of_one, of_other = ({item.doc_id for item in splits[name].items[task]} for task in ("one", "other"))
+        assert of_one == of_other
+
+
+def test_the_values_of_a_field_mean_something_within_their_task_only(base: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "other")):
+        write_task(tmp_path, name, [doc | {"id": row // 2} for row, doc in enumerate(choice_docs(40, seed))])
+    choices = [TaskChoice(f"{name}.yaml", cluster="id") for name in ("one", "other")]
+    one, other = load_all(tmp_path, choices, base)
+    assert not {link for item in one.items for link in item.shared} & {link for i in other.items for link in i.shared}
+
+
+def test_a_field_that_no_document_has_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"choice: cluster: no document has 'article'. Name one of .*: choices, gold"):
+        choice_task(tmp_path, base, choice_docs(5), cluster="article")
+
+
+def test_a_limit_counts_passages(base: Path, tmp_path: Path) -> None:
+    hands = dealt(choice_task(tmp_path, base, passages(20, 3), limit=10), THIRDS)
+    assert [len(hands[split]) for split in SPLITS] == [12, 9, 9]
+
+
 def test_a_limit_keeps_so_many_distinct_items(base: Path, tmp_path: Path) -> None:
     docs = choice_docs(30)
     hands = dealt(choice_task(tmp_path / "few", base, docs, limit=10), THIRDS)
@@ -327,6 +383,7 @@ def test_the_panel_scores_what_lm_eval_reports(
         everything: list[tuple[float, float]] = []
         for split in panel.splits.values():
             outcomes = split.score(engine).outcomes[name]
+            assert outcomes.weights.tolist() == [item.weight for item in split.items[name]]
             everything += zip(outcomes.values, outcomes.weights, strict=True)
             for item, value, weight in zip(split.items[name], outcomes.values, outcomes.weights, strict=True):
                 expected = samples[item.doc_id][metric]

@@ -16,6 +16,9 @@ from heterosis.evaluation.engine import Continuation, Generation, Likelihood
 from heterosis.evaluation.tasks import TaskChoice, read_task_file, request_counts
 from heterosis.evaluation.tokens import RollingWindows
 
+# A few lines that stand for nine to the ninth power of values.
+BOMB = "task: t\na0: &a0 [0]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
 
 @pytest.fixture(scope="module")
 def base(tiny_family: FamilyFolder) -> Path:
@@ -81,7 +84,9 @@ def test_an_included_file_gives_what_the_file_itself_does_not_say(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: t\ndoc_to_text: !function mine.text\n", "!function mine.text runs code"),
+        ("task: t\ndoc_to_text: !function mine.text\n", "line 2: !function runs code"),
+        (BOMB, "aliases unfold to more than 1,000,000 values"),
+        ("task: t\nx: &x [*x]\n", "not a YAML file (a value contains itself)"),
         ("include: t.yaml\ntask: t\n", "includes itself"),
         ("include: none.yaml\ntask: t\n", "not a YAML file"),
         ("task: t\ndataset_kwargs: {data_files: none.jsonl}\n", "data file none.jsonl is not in"),
@@ -94,6 +99,11 @@ def test_an_included_file_gives_what_the_file_itself_does_not_say(tmp_path: Path
 def test_a_file_that_is_no_task_is_refused_in_one_line(tmp_path: Path, base: Path, text: str, message: str) -> None:
     (tmp_path / "t.yaml").write_text(text)
     assert message in refused(tmp_path, "t.yaml", base)
+
+
+def test_aliases_within_measure_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("task: t\none: &one {acc: 1}\nother: *one\nmore: {<<: *one}\n")
+    assert read_task_file(tmp_path / "t.yaml")["more"] == read_task_file(tmp_path / "t.yaml")["other"] == {"acc": 1}
 
 
 def test_a_missing_task_file_is_refused(tmp_path: Path, base: Path) -> None:

@@ -307,7 +307,8 @@ def _check_enough(task: PanelTask, sizes: Mapping[SplitName, float], available: 
         asked = ", ".join(f"{name} {sizes[name]:g}" for name in SPLITS)
         raise TaskError(
             f"{task.name}: {available} distinct items are too few for splits {asked}. "
-            "Set smaller splits, or fractions that sum to at most 1."
+            "Set smaller splits, or fractions that sum to at most 1; items that share a text count as one, "
+            "unless cluster: names a field."
         )
 
 

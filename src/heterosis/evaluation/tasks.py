@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +16,13 @@ import numpy.typing as npt
 import yaml
 
 from heterosis.errors import TaskError
+from heterosis.evaluation.documents import digest, own_texts, shared_passages, shared_values
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood
 from heterosis.evaluation.tokens import Request, RollingWindows, Tokenizer
+from heterosis.files import parse_yaml
 
+# Kinds of metric whose mean is over the words or bytes of the texts.
+WEIGHTED = ("weighted_perplexity", "bits_per_byte")
 FEWSHOT_SEED = 1234  # lm-eval's own default, so prompts equal those of its command line
 
 
@@ -59,6 +61,8 @@ class TaskChoice(NamedTuple):
     num_fewshot: int | None = None
     chat_template: bool = False
     limit: int | None = None
+    cluster: str | None = None
+    """Field of the documents whose equal values belong together; None: long texts that documents share."""
 
 
 class PanelTask:
@@ -81,6 +85,7 @@ class PanelTask:
         self.kind = _aggregation_kind(name, task, self.metric)
         self._docs: dict[int, Any] = {}
         self._instances: dict[int, list[Any]] = {}
+        self._texts: dict[int, list[str]] = {}
         self.items = self._build_items(choice, tokenizer)
 
     def _build_items(self, choice: TaskChoice, tokenizer: Tokenizer) -> list[Item]:
@@ -106,9 +111,36 @@ class PanelTask:
         by_doc: dict[int, list[Request]] = {}
         for instance, request in zip(task.instances, requests, strict=True):
             by_doc.setdefault(instance.doc_id, []).append(request)
-        return [
-            Item(doc_id, _sha256(self._docs[doc_id]), _sha256(asked), tuple(asked)) for doc_id, asked in by_doc.items()
+        documents = [self._docs[doc_id] for doc_id in by_doc]
+        self._texts = dict(zip(by_doc, own_texts(documents), strict=True))
+        shared = self._shared(documents, choice.cluster)
+        items = [
+            Item(doc_id, digest(document), digest(asked), tuple(asked), links)
+            for (doc_id, asked), document, links in zip(by_doc.items(), documents, shared, strict=True)
         ]
+        return [item._replace(weight=weight) for item, weight in zip(items, self._weights(items), strict=True)]
+
+    def _shared(self, documents: Sequence[Any], field: str | None) -> list[tuple[str, ...]]:
+        if field is None:
+            return shared_passages(list(self._texts.values()))
+        try:
+            return shared_values(self.name, documents, field)
+        except KeyError as error:
+            known = ", ".join(map(str, error.args)) or "none"
+            raise TaskError(
+                f"{self.name}: cluster: no document has {field!r}. Name one of their fields: {known}."
+            ) from None
+
+    def _weights(self, items: Sequence[Item]) -> list[float]:
+        """Weights are a matter of the documents, so any answers tell them."""
+        if self.kind not in WEIGHTED:
+            return [1.0] * len(items)
+        blank: dict[type, Answer] = {Continuation: Likelihood(0.0, False), Generation: "", RollingWindows: 0.0}
+        return [found.weight for found in self.outcomes(items, [[blank[type(r)] for r in i.requests] for i in items])]
+
+    def texts(self, item: Item) -> list[str]:
+        """Every string in an item's document that is its own: not those that many of the task's documents hold."""
+        return self._texts[item.doc_id]
 
     def outcomes(self, items: Sequence[Item], answers: Sequence[Sequence[Answer]]) -> list[Outcome]:
         """Score items by the task's own filter and metric. `answers[i][j]` answers `items[i].requests[j]`."""
@@ -192,29 +224,23 @@ def _sandbox_templates() -> None:
     lm_eval.utils.env = sandbox
 
 
-class _TaskLoader(yaml.SafeLoader):
-    """Plain data only: lm-eval's `!function` runs code beside the file, which a data file must not do."""
-
-
-def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    raise TaskError(
-        f"{loader.name}: !function {node.value} runs code. Only lm-eval's own tasks may; "
-        "express it with lm-eval's filters and metrics."
-    )
-
-
-_TaskLoader.add_constructor("!function", _refuse_function)
-
-
 def read_task_file(path: Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A user's task file as plain data, with `include` resolved and data files made absolute."""
+    """A user's task file as plain data, with `include` resolved and data files made absolute.
+
+    lm-eval's `!function` runs code beside the file, which a data file must not do.
+    """
     path = path.resolve()
     if path in _including:
         raise TaskError(f"{path}: includes itself. Break the circle.")
     try:
-        with path.open(encoding="utf-8") as stream:
-            config = yaml.load(stream, Loader=_TaskLoader)  # noqa: S506  (a SafeLoader)
+        config = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        if isinstance(error, yaml.constructor.ConstructorError) and "'!function'" in str(error.problem):
+            line = 1 + (error.problem_mark.line if error.problem_mark else 0)
+            raise TaskError(
+                f"{path}, line {line}: !function runs code. Only lm-eval's own tasks may; "
+                "express it with lm-eval's filters and metrics."
+            ) from error
         raise TaskError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
     if not isinstance(config, dict):
         raise TaskError(f"{path}: a task file must hold keys and values, as lm-eval's task guide says.")
@@ -297,17 +323,13 @@ def _aggregation_kind(name: str, task: Any, metric: str) -> str:
 def _as_outcome(kind: str, value: Any) -> Outcome:
     if kind == "perplexity":
         return Outcome(-float(value))
-    if kind in ("weighted_perplexity", "bits_per_byte"):
+    if kind in WEIGHTED:
         logprob, weight = value
         if not weight:  # an empty text says nothing
             return Outcome(0.0, 0.0)
         unit = math.log(2) if kind == "bits_per_byte" else 1.0
         return Outcome(-float(logprob) / weight / unit, float(weight))
     return Outcome(float(value))
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextlib.contextmanager
