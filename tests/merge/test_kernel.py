@@ -164,7 +164,7 @@ def test_a_result_on_pages_of_its_own_is_a_tensor_like_any_other(monkeypatch) ->
     base, parents = family(torch.bfloat16)
     terms = usual_terms(base, parents)
     usual = run("dare_ties", base, terms, torch.bfloat16)
-    monkeypatch.setattr(kernel, "OWN_PAGES", 1)
+    monkeypatch.setattr("heterosis.merge.pages.OWN_PAGES", 1)
     one, two = (run("dare_ties", base, terms, torch.bfloat16) for _ in range(2))
     assert same_bits(one, usual)
     one.zero_()

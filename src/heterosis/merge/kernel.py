@@ -6,8 +6,6 @@ with one rounding at the end; parents are taken in the order given, so callers p
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -22,14 +20,13 @@ from heterosis.merge.entries import TIE, WIDTH, Stages, merge_entries, signs_and
 from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold
 from heterosis.merge.masks import INT32_MIN, Key, counters, drop_threshold, stream_key
 from heterosis.merge.methods import Method
+from heterosis.merge.pages import Pages
 from heterosis.merge.sparsify import drop_mask, ranked_drop, ranked_drop_rates, rescale_factor, trim, trim_mask
 from heterosis.merge.whole import Inputs, Measured
 
 # Entries per pass of eager code on a CPU, whose float32 temporaries should stay in the caches, and of all other code,
 # which has none to speak of but costs something to call. Powers of two, so that no pass straddles a key.
 BLOCK, LARGE_BLOCK = 2**20, 2**23
-# Bytes from which a result is worth pages of its own, and the size of such a page.
-OWN_PAGES, HUGE_PAGE = 2**23, 2**21
 
 # What makes a GPU's compiler round as a CPU does: no product and sum in one rounding, no approximate division.
 EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
@@ -110,6 +107,7 @@ class Kernel:
     def __init__(self, compiled: bool = False) -> None:
         self._run: Entries = _compile(_whole_rows) if compiled else merge_entries
         self._compiled = compiled
+        self._pages = Pages()
 
     def merge(
         self,
@@ -196,7 +194,7 @@ class Kernel:
             rows = _integers(tensor_name, terms, rules.seed, high)
             return torch.tensor(rows, dtype=torch.int32, device=base.device)
 
-        merged = _empty(base.shape, dtype, base.device)
+        merged = self._pages.empty(base.shape, dtype, base.device)
         reals = torch.tensor(_reals(stages, terms, rules, factors), dtype=torch.float32, device=base.device)
         parents = [term.tensor.reshape(-1) for term in terms]
         columns = torch.arange(WIDTH, dtype=torch.int32, device=base.device)
@@ -246,17 +244,6 @@ def _rows(job: _Job, first: int, count: int, width: int) -> _Arguments:
     merged, base, *parents = (x[first : first + count].view(-1, width) for x in (job.merged, job.base, *job.parents))
     rows = counters(first, count // width, job.base.device, step=width).reshape(-1, 1)
     return merged, base, parents, rows, job.columns[:width], job.reals, job.integers(first >> 32)
-
-
-def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A fresh tensor, a large one on huge pages: having the kernel clear small ones costs more than the merge."""
-    size = shape.numel() * dtype.itemsize
-    if device.type != "cpu" or size < OWN_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without huge pages has small ones
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype, count=shape.numel()).reshape(shape)
 
 
 def _as_mergekit(
