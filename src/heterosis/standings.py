@@ -10,6 +10,7 @@ import numpy as np
 from heterosis.evaluation.panel import Split
 from heterosis.ledger.record import Candidate
 from heterosis.statistics import Objective
+from heterosis.statistics.bootstrap import Array
 from heterosis.statistics.influence import influence_of
 from heterosis.statistics.racing import posterior
 
@@ -52,9 +53,10 @@ def _groups(candidates: Sequence[Candidate]) -> list[list[int]]:
     return found
 
 
-def _errors(candidates: Sequence[Candidate], split: Split, objective: Objective) -> np.ndarray:
+def _errors(candidates: Sequence[Candidate], split: Split, objective: Objective) -> Array:
     """Standard error of each candidate against the mean of those that answered the same items."""
     found = influence_of([candidate.outcomes for candidate in candidates], split, objective)
     answered = np.maximum(found.known.sum(axis=0), 1.0)
     typical = found.values.sum(axis=0) / answered
-    return np.sqrt(np.square((found.values - typical) * found.known).sum(axis=1))
+    errors: Array = np.sqrt(np.square((found.values - typical) * found.known).sum(axis=1))
+    return errors

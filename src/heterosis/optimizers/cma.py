@@ -19,14 +19,15 @@ SMALLEST_STEP = 1e-4
 class CmaEs:
     """pycma's evolution strategy with a private random generator."""
 
-    def __init__(self, initial: Genome, sigma: float, population: int, seed: int) -> None:
+    def __init__(self, initial: Genome, sigma: float, population: int, seed: int, spread: Genome | None = None) -> None:
+        """`spread`: standard deviation of each gene in units of `sigma`; 1 for all when left out."""
         if len(initial) < 2:
             raise StudyError("optimizer: cmaes needs at least two genes. Use tpe, or free another gene.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pycma warns of optional plotting packages at import
             import cma
         rng = np.random.default_rng([seed, 0xC3A])
-        options = {
+        options: dict[str, Any] = {
             "bounds": [0.0, 1.0],
             "popsize": population,
             "seed": math.nan,  # leaves the global generator alone
@@ -40,6 +41,10 @@ class CmaEs:
             "maxiter": math.inf,
             "verbose": -9,
         }
+        if spread is not None:
+            options["CMA_stds"] = list(spread)
+        if spread is not None:
+            options["CMA_stds"] = list(spread)
         self._strategy: Any = cma.CMAEvolutionStrategy(list(initial), sigma, options)
         self._asked: list[Any] = []
 

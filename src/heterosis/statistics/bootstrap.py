@@ -27,11 +27,16 @@ class Interval(NamedTuple):
 
 
 class TaskTable(NamedTuple):
-    """One task's outcomes: values [candidates, items], weights [items], and the map from mean to score."""
+    """One task's outcomes on the items that candidates share."""
 
     values: Array
+    """[candidates, items]; NaN where an item was not scored."""
     weights: Array
+    """[items]"""
     score: Callable[[Array], Array]
+    """From means to scores."""
+    clusters: npt.NDArray[np.int64]
+    """[items]: items with equal numbers share a document."""
 
 
 def resample(tables: Mapping[str, TaskTable], seed: int, draws: int = DRAWS) -> dict[str, Array]:
