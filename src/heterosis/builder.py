@@ -146,15 +146,22 @@ class Builder:
         dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         rules = plan.rules._replace(tie_sign=self._majority(plan))
         for name, origin, terms in self._terms(plan):
-            yield name, self.kernel.merge(plan.method, name, origin, terms, dtype, rules, plan.settings[name])
+            merged = self.kernel.merge(plan.method, name, origin, terms, dtype, rules, plan.settings[name])
+            del origin, terms
+            yield name, merged
+            del merged
 
     def _terms(self, plan: Plan) -> Iterator[tuple[str, Tensor, list[ParentTerm]]]:
-        """Name, base and parents of each merged tensor."""
+        """Name, base and parents of each merged tensor.
+
+        Nobody holds on to them when asking for the next, or the memory of three tensors' inputs is taken, not of two.
+        """
         order = plan.recipe.canonical_parents()
         for name, tensors in self._inputs(plan):
             numbers = plan.terms[name]
             terms = [self._term(plan, s, numbers[s.name], name, tensors) for s in order if s.name in tensors]
             yield name, tensors["base"] if "base" in tensors else tensors[next(iter(tensors))], terms
+            del tensors, terms
 
     def _majority(self, plan: Plan) -> int | None:
         """The sign that most entries of the whole model elect, where one threshold trims the whole model.
@@ -167,6 +174,7 @@ class Builder:
         total = 0
         for name, origin, terms in self._terms(plan):
             total += self.kernel.elections(plan.method, name, origin, terms, plan.rules, plan.settings[name])
+            del origin, terms
         return (total > 0) - (total < 0)
 
     def _inputs(self, plan: Plan) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -183,6 +191,7 @@ class Builder:
                 if following is not None:
                     coming = reader.submit(self._read, plan, following)
                 yield name, tensors
+                del tensors
 
     def _read(self, plan: Plan, name: str) -> dict[str, Tensor]:
         inputs = plan.wiring.inputs[name]

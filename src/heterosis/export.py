@@ -83,6 +83,7 @@ def _ahead(stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
         while (item := coming.result()) is not None:
             coming = worker.submit(next, stream, None)
             yield item
+            del item
 
 
 def _write_companions(base: TensorSource, plan: Plan, work: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heterosis.merge.pages import KEPT, OWN_PAGES, Pages
+from heterosis.checkpoints.pages import OWN_PAGES
+from heterosis.merge.pages import KEPT, Pages
 
 ENTRIES = OWN_PAGES // 4
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from heterosis.checkpoints.pages import fresh_tensor
 from heterosis.checkpoints.safetensors_header import MAX_NAME, Entry, read_header
 from heterosis.checkpoints.tensors import FLOAT_DTYPES, TensorSpec, is_finite, raw_bytes, tensor_digest
 from heterosis.errors import CheckpointError
@@ -78,7 +79,7 @@ class MappedFile:
 
 
 class StreamedFile:
-    """A safetensors file that is never mapped: each tensor is read into memory of its own, and not kept in the cache.
+    """A safetensors file that is never mapped: each tensor is read into memory of its own.
 
     Reads are positioned, so threads may share the file.
     """
@@ -92,14 +93,13 @@ class StreamedFile:
 
     def tensor(self, name: str) -> Tensor:
         entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=FLOAT_DTYPES[entry.code])
+        tensor = fresh_tensor(entry.shape, FLOAT_DTYPES[entry.code])
         rest, at = raw_bytes(tensor), entry.begin
         while len(rest):
             count = os.preadv(self._handle, [rest], at)
             if count == 0:
                 raise CheckpointError(f"{self._what} ends within {name}; it was changed meanwhile. Start again.")
             rest, at = rest[count:], at + count
-        os.posix_fadvise(self._handle, entry.begin, entry.end - entry.begin, os.POSIX_FADV_DONTNEED)
         return tensor
 
     def close(self) -> None:
@@ -207,8 +207,8 @@ class Weights:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every tensor. Reads every byte once, and refuses weights that are not finite on the way."""
-        # Hashing releases the interpreter; but tensors that are not mapped are held one at a time.
-        with ThreadPoolExecutor(2 if self.mapped else 1, "digest") as pool:
+        # Reading and hashing release the interpreter. Two, because tensors that are not mapped are held meanwhile.
+        with ThreadPoolExecutor(2, "digest") as pool:
             return dict(zip(self.specs, pool.map(self._checked_digest, list(self.specs)), strict=True))
 
     def _checked_digest(self, name: str) -> str:

@@ -35,6 +35,7 @@ def write_checkpoint(
                 name, tensor = next(stream)
                 assert (name, tuple(tensor.shape), tensor.dtype) == (expected, *spec), name
                 out.write(raw_bytes(tensor))
+                del tensor  # its memory is for the one after the next, which may be in the making
             out.flush()
             os.fsync(out.fileno())
     assert next(stream, None) is None, "more tensors than specs"

@@ -5,21 +5,20 @@ Having the system clear fresh pages for every result costs about as much as merg
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import weakref
 
 import torch
 from torch import Tensor
 
-# Bytes from which a result is worth pages of its own, and the size of a huge page.
-OWN_PAGES, HUGE_PAGE = 2**20, 2**21
+from heterosis.checkpoints.pages import OWN_PAGES, fresh_pages
+
 # Results that nothing refers to whose memory is kept at most.
 KEPT = 4
 
 
 class Pages:
-    """Hands out tensors on huge pages. Whoever holds one, or a view of it, keeps it: only then is its memory free."""
+    """Hands out tensors on huge pages. Its memory is free once nobody holds it or a view of it."""
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
@@ -27,7 +26,7 @@ class Pages:
     def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor; one that is small or not on a CPU comes from torch's own allocator."""
         size = shape.numel() * dtype.itemsize
-        if device.type != "cpu" or size < OWN_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        if device.type != "cpu" or size < OWN_PAGES:
             return torch.empty(shape, dtype=dtype, device=device)
         pages = self._take(size)
         # The tensor's storage holds this view until the last tensor on it is gone.
@@ -47,10 +46,7 @@ class Pages:
             return found
         if self._free:
             self._free.pop(0)
-        pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a system without huge pages has small ones
-            pages.madvise(mmap.MADV_HUGEPAGE)
-        return pages
+        return fresh_pages(size)
 
     def _give_back(self, pages: mmap.mmap) -> None:
         if len(self._free) < KEPT:
