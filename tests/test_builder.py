@@ -2,6 +2,8 @@ import itertools
 import json
 import re
 import shutil
+import weakref
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -383,3 +385,23 @@ def test_elections_that_tie_go_to_the_majority_of_the_whole_model_where_that_is_
         merged = build(family, Recipe.parse(content | {"trim_scope": scope}, "test"))
         found[scope] = merged["model.layers.0.w"][3].item()
     assert found == {"tensor": 2.0, "model": -2.0}
+
+
+def test_while_merging_from_disk_no_more_than_two_tensors_inputs_are_held(tiny_family, recipe_for, monkeypatch) -> None:
+    folder, held, most = tiny_family(), [], 0
+    members = {name: folder / name for name in USUAL}
+    with closing(open_family(folder / "base", members, mapped=False)) as family:
+        plan = Builder(family, compiled=False).plan(recipe_for(family, "ties", USUAL))
+        read = Checkpoint.tensor
+
+        def counted(checkpoint: Checkpoint, name: str) -> Tensor:
+            nonlocal held, most
+            tensor = read(checkpoint, name)
+            held = [each for each in held if each() is not None] + [weakref.ref(tensor)]
+            most = max(most, len(held))
+            return tensor
+
+        monkeypatch.setattr(Checkpoint, "tensor", counted)
+        for _ in Builder(family, compiled=False).tensors(plan):
+            pass
+    assert most <= 2 * (len(USUAL) + 1)
