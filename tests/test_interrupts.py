@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from heterosis.errors import Interrupted
+from heterosis.errors import InterruptError
 from heterosis.interrupts import SIGNALS, Interrupts
 
 
@@ -20,7 +20,7 @@ def test_the_first_signal_is_kept_until_the_next_check(number: signal.Signals) -
     with Interrupts(said.append, lambda: None) as interrupts:
         interrupts.check()
         os.kill(os.getpid(), number)
-        with pytest.raises(Interrupted, match=rf"stopped by {number.name}; .* goes on from here") as caught:
+        with pytest.raises(InterruptError, match=rf"stopped by {number.name}; .* goes on from here") as caught:
             interrupts.check()
     assert caught.value.exit_code == 128 + number
     assert said == [f"{number.name}: stopping after this candidate; once more stops at once"]

@@ -10,7 +10,7 @@ HeterosisError
 ├── CandidateError        one candidate cannot be scored; the search goes on
 │   └── CanaryError       the live model is not the one that the recipe describes
 ├── EngineError           the engine that answers requests failed                             exit code 3
-└── Interrupted           the user asked to stop; the record is complete up to here           exit code 130, 143
+└── InterruptError          the user asked to stop; the record is complete up to here           exit code 130, 143
 
 A message is one line: what is wrong, where, and what to do about it.
 """
@@ -64,7 +64,7 @@ class EngineError(HeterosisError):
     exit_code = 3
 
 
-class Interrupted(HeterosisError):
+class InterruptError(HeterosisError):
     """A signal asked to stop; everything scored so far is recorded."""
 
     def __init__(self, message: str, exit_code: int) -> None:

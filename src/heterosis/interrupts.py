@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from heterosis.errors import Interrupted
+from heterosis.errors import InterruptError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,9 +39,9 @@ class Interrupts:
         self._before = {}
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+        """Raise InterruptError if a signal has come."""
         if self._received is not None:
-            raise Interrupted(
+            raise InterruptError(
                 f"stopped by {self._received.name}; every candidate scored so far is recorded. "
                 "The same command goes on from here.",
                 128 + self._received,

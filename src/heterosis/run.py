@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from heterosis.race import Race
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import Budget, Stage, search
 from heterosis.space import Space, transfer
-from heterosis.study import Prepared, prepare
+from heterosis.study import WARM_START, Prepared, prepare
 from heterosis.watch import Watcher
 
 
@@ -41,7 +42,7 @@ class Records(NamedTuple):
     test: Record
     rungs: RungRecord
 
-    def by_split(self) -> dict[SplitName, Record]:
+    def by_split(self) -> dict[str, Record]:
         """The records of the three splits."""
         return {"search": self.search, "selection": self.selection, "test": self.test}
 
@@ -60,7 +61,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
         lineage = open_lineage(prepared)
         mirror = stack.enter_context(BackgroundMirror(lineage, records.by_split())) if lineage is not None else None
         for split, record in records.by_split().items():
-            record.listen(lambda candidate, split=split: watcher.recorded(split, candidate))
+            record.listen(partial(watcher.recorded, split))
             if mirror is not None:
                 record.listen(lambda _: mirror.wake())
         engine = LiveEngine(prepared, records.search, watcher)
@@ -104,13 +105,13 @@ def open_records(prepared: Prepared) -> Records:
     """Open the record and tie it to the study."""
     config = prepared.config
     storage = open_storage(config.record or sqlite_url(prepared.folder / "record.db"))
-    about = {"genes": prepared.genes, "objectives": prepared.objective.names}
-    records = Records(
-        Record(storage, config.name, **about),
-        Record(storage, f"{config.name}/selection", **about),
-        Record(storage, f"{config.name}/test", **about),
-        RungRecord(storage, f"{config.name}/rungs"),
-    )
+
+    def opened(name: str) -> Record:
+        return Record(storage, name, prepared.genes, prepared.objective.names)
+
+    name = config.name
+    pieces = RungRecord(storage, f"{name}/rungs")
+    records = Records(opened(name), opened(f"{name}/selection"), opened(f"{name}/test"), pieces)
     records.search.bind(prepared.identity)
     return records
 
@@ -136,6 +137,8 @@ def _write_resolved(prepared: Prepared) -> None:
     resolved = yaml.safe_dump(masked(prepared.config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     write_text(prepared.folder / "resolved.yaml", resolved)
     write_json(prepared.folder / "panel.json", prepared.panel.manifest() | {"digest": prepared.panel.digest})
+    if prepared.warm is not None:
+        write_json(prepared.folder / WARM_START, prepared.warm._asdict())
 
 
 def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher) -> Choice:
@@ -148,7 +151,7 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine,
         _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
     )
     watcher.stage("scoring finalists on the selection split")
-    final = finalists(records.search, found, config.finalists)
+    final = finalists(records.search, found, config.finalists, prepared.panel.splits["search"], prepared.objective)
     scorer = _scorer(engine, prepared, "selection", records.selection)
     score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
     return choose(records.selection, {proposal.label for proposal in final})
@@ -229,13 +232,13 @@ def _result(prepared: Prepared, records: Records, choice: Choice, wanted: list[s
     splits = prepared.panel.splits
     evidence = {
         split: Evidence(record.candidates, splits[split], prepared.objective, config.seed)
-        for split, record in zip(SPLITS, records, strict=True)
+        for split, record in records.by_split().items()
     }
     tested = {c.label: c for c in records.test.candidates}
     table = []
     for label in dict.fromkeys([*wanted, *(c.label for c in records.selection.candidates)]):
         row: dict[str, Any] = {"label": label, "role": _role(label, choice, parents, records.selection)}
-        for split, record in zip(SPLITS, records, strict=True):
+        for split, record in records.by_split().items():
             shown = {c.label for c in record.candidates if c.value is not None}
             if label in shown and (split != "test" or label in wanted):
                 row[split] = evidence[split].row(label)

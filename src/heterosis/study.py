@@ -26,6 +26,9 @@ from heterosis.statistics import Objective
 from heterosis.statistics.objective import Bound, TaskShare
 from heterosis.warmstart import WarmStart, warm_start
 
+# The file in a study's folder that holds where its search started.
+WARM_START = "warm_start.json"
+
 
 class Prepared(NamedTuple):
     """What a run works with."""
@@ -155,9 +158,19 @@ def _spaces(config: Study, blank: Recipe, names: Sequence[str], data: Any) -> tu
 
 
 def _warm_start(config: Study, space: Space, beside: Path) -> WarmStart | None:
+    """Where the search starts. Kept with the study: the earlier one may go on, or be deleted."""
     if config.warm_start is None:
         return None
-    return warm_start(beside / config.warm_start.run, config.warm_start.top, space)
+    own = Path(config.output) / config.name
+    earlier = beside / config.warm_start.run
+    if earlier.resolve() == own.resolve():
+        raise StudyError("warm_start.run: that is this study's own folder. Name an earlier study's.")
+    kept = own / WARM_START
+    if kept.is_file():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        starts = [tuple(start) for start in content["starts"]]
+        return WarmStart(tuple(content["mean"]), tuple(content["spread"]), starts)
+    return warm_start(earlier, config.warm_start.top, space, config.record)
 
 
 def _open(config: Study, beside: Path) -> Family:

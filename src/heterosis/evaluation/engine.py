@@ -59,8 +59,10 @@ class Applied(NamedTuple):
 class Engine(Protocol):
     """A live model. `apply` checks itself: it raises CanaryError rather than leave a wrong model answering."""
 
-    max_length: int
-    """Longest sequence in tokens, prompt and answer together."""
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens, prompt and answer together."""
+        ...
 
     def apply(self, recipe: Recipe) -> Applied:
         """Become the merge that the recipe describes."""

@@ -55,6 +55,11 @@ class Objective:
         """Names of what a multi-objective optimizer raises: the tasks of a pareto objective, else one."""
         return tuple(self.shares) if self.kind == "pareto" else ("objective",)
 
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Names of the parents that it was calibrated with."""
+        return tuple(self._parents)
+
     def calibrate(self, parents: Mapping[str, Scores]) -> None:
         """Fix the ends of the normalised kinds, and the bounds, from the parents' scores on the search split."""
         self._parents = dict(parents)
