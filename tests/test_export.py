@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from safetensors.torch import load_file
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import Checkpoint
-from heterosis.errors import CanaryError
+from heterosis.errors import CanaryError, CheckpointError
 from heterosis.export import card, export
+from heterosis.merge import Kernel
 from heterosis.recipe import Recipe
 
 NUMBERS = {name: {"weight": 0.6, "density": 0.5, "drop": 0.3} for name in PARENTS}
@@ -189,3 +193,35 @@ def test_the_card_shows_the_test_split_alone(open_tiny: OpenFamily, recipe_for: 
     assert "Scores on 40 held-out items" in text
     assert "| c7 | 0.7500 [0.5000, 0.8750] | 0.2500 [0.1250, 0.5000] | 0.2500 [0.1250, 0.5000] |" in text
     assert "c9" not in text
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(
+    open_tiny: OpenFamily, recipe_for: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = open_tiny()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"out: cannot be written \(No space left on device\)\. Make room"):
+        export(Builder(family), recipe_for(family, "dare_ties", NUMBERS), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_while_one_result_is_written_only_the_next_is_held(
+    open_tiny: OpenFamily, recipe_for: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, held, most = open_tiny(), [], 0
+    merge = Kernel.merge
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal held, most
+        tensor = merge(*arguments)
+        held = [each for each in held if each() is not None] + [weakref.ref(tensor)]
+        most = max(most, len(held))
+        return tensor
+
+    monkeypatch.setattr(Kernel, "merge", counted)
+    export(Builder(family, compiled=False), recipe_for(family, "dare_ties", NUMBERS), tmp_path / "out")
+    assert most <= 2

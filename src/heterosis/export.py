@@ -52,27 +52,43 @@ def export(
     The written files are read back; if their digest is not `expected_digest` nothing is left behind.
     """
     plan = builder.plan(recipe)
-    with new_folder(folder) as work:
-        write_checkpoint(work, builder.specs(plan), _ahead(builder.tensors(plan)), shard_bytes)
-        _write_companions(builder.family.base, plan, work)
-        write_text(work / "recipe.yaml", recipe.to_yaml())
-        _write_mergekit(recipe, list(plan.wiring.inputs), work)
-        write_text(work / "README.md", card(recipe, results))
-        written = Checkpoint(work, folder.name, mapped=builder.family.mapped)
-        try:
-            digest = written.digest
-        except CheckpointError as error:
-            raise RecipeError(
-                f"{folder}: the merge does not fit into {recipe.dtype} ({error}) Lower its weights or its scale. "
-                "Nothing was written."
-            ) from error
-        finally:
-            written.close()
-        if expected_digest is not None and digest != expected_digest:
-            raise CanaryError(
-                f"{folder}: the exported weights ({digest[:12]}) are not those that were scored "
-                f"({expected_digest[:12]}). Nothing was written."
-            )
+    try:
+        with new_folder(folder) as work:
+            _write(builder, plan, work, results, shard_bytes)
+            return _proven(builder, recipe, work, folder, expected_digest)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror or error}). Make room, or give a folder on another "
+            "disk. Nothing was written."
+        ) from error
+
+
+def _write(builder: Builder, plan: Plan, work: Path, results: Mapping[str, Any] | None, shard_bytes: int) -> None:
+    recipe = plan.recipe
+    write_checkpoint(work, builder.specs(plan), _ahead(builder.tensors(plan)), shard_bytes)
+    _write_companions(builder.family.base, plan, work)
+    write_text(work / "recipe.yaml", recipe.to_yaml())
+    _write_mergekit(recipe, list(plan.wiring.inputs), work)
+    write_text(work / "README.md", card(recipe, results))
+
+
+def _proven(builder: Builder, recipe: Recipe, work: Path, folder: Path, expected_digest: str | None) -> str:
+    """Digest of the files as they are read back; an error where it is not the one expected."""
+    written = Checkpoint(work, folder.name, mapped=builder.family.mapped)
+    try:
+        digest = written.digest
+    except CheckpointError as error:
+        raise RecipeError(
+            f"{folder}: the merge does not fit into {recipe.dtype} ({error}) Lower its weights or its scale. "
+            "Nothing was written."
+        ) from error
+    finally:
+        written.close()
+    if expected_digest is not None and digest != expected_digest:
+        raise CanaryError(
+            f"{folder}: the exported weights ({digest[:12]}) are not those that were scored "
+            f"({expected_digest[:12]}). Nothing was written."
+        )
     return digest
 
 

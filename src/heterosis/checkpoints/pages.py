@@ -17,7 +17,11 @@ def fresh_pages(size: int) -> mmap.mmap:
 
     The C library would keep tens of megabytes for each thread that used tensors of such sizes.
     """
-    pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+    try:
+        pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory for a tensor of {size} bytes") from error
     with contextlib.suppress(AttributeError, OSError):  # a system without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages

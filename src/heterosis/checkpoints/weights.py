@@ -96,7 +96,12 @@ class StreamedFile:
         tensor = fresh_tensor(entry.shape, FLOAT_DTYPES[entry.code])
         rest, at = raw_bytes(tensor), entry.begin
         while len(rest):
-            count = os.preadv(self._handle, [rest], at)
+            try:
+                count = os.preadv(self._handle, [rest], at)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._what}: {name} cannot be read ({error.strerror}). Check the disk, or copy the model."
+                ) from error
             if count == 0:
                 raise CheckpointError(f"{self._what} ends within {name}; it was changed meanwhile. Start again.")
             rest, at = rest[count:], at + count
