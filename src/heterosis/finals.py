@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from heterosis.errors import CandidateError
-from heterosis.evaluation.panel import Split
+from heterosis.evaluation.panel import Outcomes, Split
 from heterosis.ledger.record import Candidate, Proposal, Record
-from heterosis.optimizers.protocol import Genome
-from heterosis.search import Scorer
-from heterosis.space import Space
-from heterosis.statistics import Interval, Objective, interval, resample
-from heterosis.statistics.bootstrap import Array, TaskTable
+from heterosis.recipe import Recipe
+from heterosis.scoring import Scorer
+from heterosis.search import Found
+from heterosis.standings import standings
+from heterosis.statistics import Interval, Objective, resample
+from heterosis.statistics.bootstrap import Array, TaskTable, cluster_sums
+from heterosis.statistics.comparison import Comparison, Scale
+from heterosis.statistics.multiple import holm
+
+# How often a claim may be made that is not true.
+ERROR = 0.05
+# Stands between a finalist's label and the number of a variant with other masks.
+VARIANT = "~"
 
 
 class Choice(NamedTuple):
@@ -24,25 +34,32 @@ class Choice(NamedTuple):
     best_baseline: str
 
 
-def finalists(searched: Record, space: Space, mean: Genome | None, count: int) -> list[Proposal]:
-    """All baselines, the best proposals of the search, and the optimizer's own estimate of the best point."""
+def finalists(searched: Record, found: Found, count: int, split: Split, objective: Objective) -> list[Proposal]:
+    """All baselines, the best proposals of the search, and the optimizer's own estimate of the best point.
+
+    The best by posterior: a candidate that was scored on few items is drawn towards its generation (`standings`).
+    """
     scored = [candidate for candidate in searched.candidates if candidate.value is not None]
     chosen = [candidate for candidate in scored if candidate.is_baseline]
     proposed = [candidate for candidate in scored if not candidate.is_baseline]
-    chosen += sorted(proposed, key=lambda c: (-_value(c), c.number))[:count]
-    found = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
+    chosen += standings(proposed, split, objective)[:count]
+    proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
+    space, mean = found
     if mean is not None:
         generation = max((candidate.generation for candidate in proposed), default=0) + 1
         recipe = space.recipe(mean)
         # A longer search has another mean, and the selection split may already know this one: name it by content.
-        found.append(Proposal(f"mean-{recipe.digest[:6]}", generation, recipe, mean, space.values(mean)))
-    return found
+        proposals.append(Proposal(f"mean-{recipe.digest[:6]}", generation, recipe, mean, space.values(mean)))
+    return proposals
 
 
 def score_all(
     proposals: Sequence[Proposal], scorer: Scorer, objective: Objective, record: Record, required: Collection[str]
 ) -> None:
-    """Score what the record does not have yet. A `required` one that fails is not recorded, so a rerun tries again."""
+    """Score what the record does not have yet. A `required` one that fails is not recorded, so a rerun tries again.
+
+    The parents come first: bounds against them are their scores on this split.
+    """
     known = {candidate.label for candidate in record.candidates}
     for proposal in proposals:
         if proposal.label not in known:
@@ -51,94 +68,308 @@ def score_all(
                 raise CandidateError(
                     f"{record.name}: {proposal.label} could not be scored ({measured.error}). Run again."
                 )
-            value = None if measured.error is not None else objective.number(measured.scores)
-            record.add(proposal, measured, value)
+            there = {c.label: c.scores for c in record.baselines} | {proposal.label: measured.scores}
+            parents = {name: there[name] for name in objective.parents if name in there}
+            complete = len(parents) == len(objective.parents)
+            judged = objective.judge(measured.scores, parents if complete else None) if not measured.error else None
+            record.add(proposal, measured, judged)
 
 
 def choose(selected: Record, among: Collection[str]) -> Choice:
-    """The best on the selection split, of all and of the baselines; a tie goes to the one recorded first, a baseline.
+    """The best on the selection split, of all and of the baselines: what keeps the constraints before what does not.
+
+    A tie goes to the one recorded first, a baseline.
 
     `among`: labels of this search's finalists. A shorter search of the same study may have left others in the record.
     """
     scored = [c for c in selected.candidates if c.value is not None and c.label in among]
     baselines = [candidate for candidate in scored if candidate.is_baseline]
-    return Choice(*(max(group, key=_value).label for group in (scored, baselines)))
+    return Choice(*(max(group, key=_rank).label for group in (scored, baselines)))
 
 
 class Evidence:
-    """Bootstrap intervals for candidates that were scored on one split, with items shared between them."""
+    """What the outcomes of candidates on one split say of them and of their differences."""
 
     def __init__(self, candidates: Sequence[Candidate], split: Split, objective: Objective, seed: int) -> None:
         self._candidates = {candidate.label: candidate for candidate in candidates if candidate.value is not None}
         self._rows = {label: row for row, label in enumerate(self._candidates)}
-        tables = {task: self._table(task, split) for task in split.items}
-        self._draws = resample(tables, seed)
-        self._objective: Array = np.asarray(objective.value(self._draws))
+        tables = tables_of([candidate.outcomes for candidate in self._candidates.values()], split)
+        draws = _centred(resample(tables, seed), tables, list(self._candidates.values()))
+        values = np.array([_value(candidate) for candidate in self._candidates.values()])
+        scale = Scale(objective.value, objective.gradient)
+        self._objective = Comparison(tables, scale, values, np.asarray(objective.value(draws)), seed)
+        self._tasks = {}
+        self._signs = {task: 1.0 if share.higher_is_better else -1.0 for task, share in objective.shares.items()}
+        for task, sign in self._signs.items():
+            scores = np.array([candidate.scores[task] for candidate in self._candidates.values()])
+            own = {task: tables[task]}
+            self._tasks[task] = Comparison(own, _gain(task, sign), sign * scores, sign * draws[task], seed)
 
-    def _table(self, task: str, split: Split) -> TaskTable:
-        outcomes = [candidate.outcomes[task] for candidate in self._candidates.values()]
-        values = np.stack([outcome.values for outcome in outcomes])
-        return TaskTable(values, outcomes[0].weights, split.tasks[task].score)
+    @property
+    def labels(self) -> list[str]:
+        """All that were scored."""
+        return list(self._candidates)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self._tasks)
+
+    @property
+    def proposed(self) -> list[str]:
+        """Those that are no baselines."""
+        return [label for label, candidate in self._candidates.items() if not candidate.is_baseline]
 
     def row(self, label: str) -> dict[str, Any]:
         """Objective and task scores of one candidate, each with its interval."""
-        candidate = self._candidates[label]
         at = self._rows[label]
-        tasks = {task: interval(score, self._draws[task][at]) for task, score in candidate.scores.items()}
+        tasks = {task: _turned(self._tasks[task].interval(at), sign) for task, sign in self._signs.items()}
         return {
-            "objective": interval(_value(candidate), self._objective[at])._asdict(),
+            "objective": self._objective.interval(at)._asdict(),
             "tasks": {task: found._asdict() for task, found in tasks.items()},
         }
 
-    def value(self, label: str) -> float:
-        """Objective of one candidate."""
-        return _value(self._candidates[label])
+    def value(self, label: str, task: str | None = None) -> float:
+        """Objective of one candidate, or its score on a task where higher is better (else the negative score)."""
+        return float(self._scale(task).estimates[self._rows[label]])
 
-    def difference(self, label: str, others: Sequence[str]) -> Interval:
-        """Objective of one candidate minus the mean of others, over the same draws of items."""
+    def difference(
+        self, label: str, others: Sequence[str], task: str | None = None, family: Collection[str] = ()
+    ) -> Interval:
+        """One candidate minus the mean of others, by the objective or on a task; positive is better.
+
+        `family`: all that might have been claimed in its place; the interval then holds whichever was.
+        """
         rows = [self._rows[other] for other in others]
-        draws = self._objective[self._rows[label]] - self._objective[rows].mean(axis=0)
-        there = sum(_value(self._candidates[other]) for other in others) / len(others)
-        return interval(_value(self._candidates[label]) - there, draws)
+        return self._scale(task).difference(self._rows[label], rows, [self._rows[each] for each in family])
+
+    def p_values(
+        self, label: str, other: str, task: str | None = None, family: Collection[str] = ()
+    ) -> tuple[float, float]:
+        """One-sided p-values of a paired sign-flip test: that it is better than the other, and that it is worse."""
+        rows = [self._rows[each] for each in family]
+        return self._scale(task).p_values(self._rows[label], self._rows[other], rows)
+
+    def smallest_difference(self, label: str, other: str, task: str | None = None) -> float | None:
+        """The true difference between the two that these items would have shown.
+
+        For a candidate and itself: the largest such difference between it and the others; None without others.
+        """
+        others = [label] if label != other else [each for each in self._candidates if each != other]
+        scale, there = self._scale(task), self._rows[other]
+        return max((scale.smallest_difference(self._rows[each], there) for each in others), default=None)
+
+    def _scale(self, task: str | None) -> Comparison:
+        return self._objective if task is None else self._tasks[task]
+
+
+def tables_of(outcomes: Sequence[Outcomes], split: Split) -> dict[str, TaskTable]:
+    """Outcomes on a split's items by task, one row for each of `outcomes`."""
+    return {
+        task: TaskTable(
+            values=np.stack([each[task].values for each in outcomes]),
+            weights=outcomes[0][task].weights,
+            score=split.tasks[task].score,
+            clusters=split.clusters[task],
+        )
+        for task in split.items
+    }
+
+
+def _centred(
+    draws: dict[str, Array], tables: Mapping[str, TaskTable], candidates: Sequence[Candidate]
+) -> dict[str, Array]:
+    """Draws around the recorded scores: where items are unknown, these are estimates and not means of the known."""
+    for row in (row for row, candidate in enumerate(candidates) if candidate.is_partial):
+        for task, table in tables.items():
+            plain = table.score(cluster_sums(table._replace(values=table.values[row : row + 1])).means)
+            draws[task][row] += candidates[row].scores[task] - float(plain[0])
+    return draws
+
+
+def _gain(task: str, sign: float) -> Scale:
+    return Scale(lambda scores: sign * scores[task], lambda _: {task: sign})
+
+
+def _turned(found: Interval, sign: float) -> Interval:
+    """The same interval on the task's own scale."""
+    return found if sign > 0.0 else Interval(-found.estimate, -found.high, -found.low)
 
 
 def claims(evidence: Evidence, choice: Choice, parents: Sequence[str], openings: int = 1) -> dict[str, Any]:
-    """Best-parent and mid-parent heterosis and the gain over the best baseline, and the verdict in words.
+    """Best-parent and mid-parent heterosis and the gain over the best baseline, by task too, and the verdict in words.
 
-    The best parent is the one with the highest score on this very split, which can only make the claim harder.
+    Where the split has scored other proposals before, any of which might have been claimed, intervals and p-values
+    hold for all of them at once.
     """
-    best = max(parents, key=evidence.value)
-    against = {parent: evidence.difference(choice.winner, [parent]) for parent in parents}
+    winner = choice.winner
+    family = [winner, *(label for label in evidence.proposed if label != winner)]
+    best = best_parent_claim(evidence, winner, parents, family)
+    baseline = evidence.difference(winner, [choice.best_baseline], family=family)
     found = {
-        "best_parent": {"against": best, **against[best]._asdict()},
-        "mid_parent": {"against": list(parents), **evidence.difference(choice.winner, parents)._asdict()},
+        "best_parent": best,
+        "mid_parent": {
+            "against": list(parents),
+            **evidence.difference(winner, parents, family=family)._asdict(),
+        },
         "best_baseline": {
             "against": choice.best_baseline,
-            **evidence.difference(choice.winner, [choice.best_baseline])._asdict(),
+            **baseline._asdict(),
+            "p": evidence.p_values(winner, choice.best_baseline, family=family)[0],
         },
     }
-    words = verdict(choice, found, beats_all=all(each.low > 0.0 for each in against.values()))
-    if openings > 1:
-        words += f", which was opened {openings} times"
+    each = {parent: evidence.difference(winner, [parent], family=family)._asdict() for parent in parents}
+    smallest = evidence.smallest_difference(winner, best["against"])
+    by_task = task_claims(evidence, winner, parents, family)
     return {
-        "heterosis": found,
-        "against_each_parent": {parent: each._asdict() for parent, each in against.items()},
-        "verdict": words,
+        "heterosis": {name: _without(claim, "p_each", "p_worse") for name, claim in found.items()},
+        "against_each_parent": {parent: {**each[parent], "p": best["p_each"][parent]} for parent in parents},
+        "task_claims": by_task,
+        "p_values": {
+            "best_parent": best["p"],
+            "best_baseline": found["best_baseline"]["p"],
+            "tasks": {task: claim["p_better"] for task, claim in by_task.items()},
+        },
+        "smallest_difference": {
+            "objective": smallest,
+            "tasks": {task: claim["smallest_difference"] for task, claim in by_task.items()},
+        },
+        "simultaneous_over": len(family),
+        "verdict": verdict(choice, found, openings, smallest),
     }
 
 
-def verdict(choice: Choice, heterosis: Mapping[str, Mapping[str, Any]], beats_all: bool) -> str:
-    """The result in one sentence."""
+def best_parent_claim(
+    evidence: Evidence, winner: str, parents: Sequence[str], family: Collection[str], task: str | None = None
+) -> dict[str, Any]:
+    """The winner minus the best of the parents, min_k d_k over the differences d_k from each of them.
+
+    That it is above zero says that every d_k is, so each may be tested at the full level and the largest p-value is the
+    claim's (intersection-union test, Berger 1982). For the same reason min_k low_k is a lower bound: it errs only if
+    the bound of the parent that is truly best does. min_k high_k errs if any parent's bound does, so with several
+    parents that are truly alike more of the interval's error lies above it, and less below; claims of improvement rest
+    on the lower bound. `against` is the parent that is best on this very split. The p-value of being worse is
+    Bonferroni's over the parents.
+    """
+    against = {parent: evidence.difference(winner, [parent], task, family) for parent in parents}
+    p_values = {parent: evidence.p_values(winner, parent, task, family) for parent in parents}
+    return {
+        "against": max(parents, key=lambda parent: evidence.value(parent, task)),
+        "estimate": min(each.estimate for each in against.values()),
+        "low": min(each.low for each in against.values()),
+        "high": min(each.high for each in against.values()),
+        "p": max(better for better, _ in p_values.values()),
+        "p_worse": min(1.0, len(parents) * min(worse for _, worse in p_values.values())),
+        "p_each": {parent: better for parent, (better, _) in p_values.items()},
+    }
+
+
+def task_claims(
+    evidence: Evidence, winner: str, parents: Sequence[str], family: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The winner against the best parent of each task, in a word: better, worse, or not shown.
+
+    A word needs the interval and a p-value that Holm's method has adjusted for the number of tasks. Differences are
+    gains: positive is better, also where a lower score is.
+    """
+    found = {task: best_parent_claim(evidence, winner, parents, family, task) for task in evidence.tasks}
+    better = holm([claim["p"] for claim in found.values()])
+    worse = holm([claim["p_worse"] for claim in found.values()])
+    told = {}
+    for (task, claim), p_better, p_worse in zip(found.items(), better, worse, strict=True):
+        word = "not shown"
+        if claim["low"] > 0.0 and p_better <= ERROR:
+            word = "better"
+        elif claim["high"] < 0.0 and p_worse <= ERROR:
+            word = "worse"
+        told[task] = {
+            **{key: claim[key] for key in ("against", "estimate", "low", "high", "p")},
+            "p_better": p_better,
+            "p_worse": p_worse,
+            "word": word,
+            "smallest_difference": evidence.smallest_difference(winner, claim["against"], task),
+        }
+    return told
+
+
+def verdict(
+    choice: Choice, heterosis: Mapping[str, Mapping[str, Any]], openings: int = 1, smallest: float | None = None
+) -> str:
+    """The result in one sentence. An improvement is claimed where the interval and the test both show it.
+
+    `smallest`: the difference that the test split would have shown.
+    """
     parent, baseline = heterosis["best_parent"], heterosis["best_baseline"]
     over = f"best-parent heterosis {_signed(parent)} against {parent['against']}"
-    if not beats_all:
-        return f"no improvement shown: {choice.winner} has {over} on the test split"
+    again = f", which was opened {openings} times" if openings > 1 else ""
+    if not _shown(parent):
+        could = f"; differences from {smallest:.4f} would mostly have been seen" if smallest else ""
+        return f"no improvement shown: {choice.winner} has {over} on the test split{again}{could}"
     if choice.winner == choice.best_baseline:
-        return f"{choice.winner}, a baseline, is the best found and beats every parent: {over} on the test split"
+        return f"{choice.winner}, a baseline, is the best found and beats every parent: {over} on the test split{again}"
     gain = f"{_signed(baseline)} against {choice.best_baseline}, the best baseline"
-    if baseline["low"] <= 0.0:
-        return f"{choice.winner} beats every parent ({over}); no improvement shown over baselines ({gain}), test split"
-    return f"{choice.winner} beats every parent and the best baseline: {over}, {gain}, on the test split"
+    if not _shown(baseline):
+        return (
+            f"{choice.winner} beats every parent ({over}); no improvement shown over baselines ({gain}), "
+            f"on the test split{again}"
+        )
+    return f"{choice.winner} beats every parent and the best baseline: {over}, {gain}, on the test split{again}"
+
+
+def _shown(claim: Mapping[str, Any]) -> bool:
+    return bool(claim["low"] > 0.0 and claim["p"] <= ERROR)
+
+
+def _without(claim: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in claim.items() if key not in keys}
+
+
+def seed_variants(proposal: Proposal, count: int) -> list[Proposal]:
+    """The same merge with other random masks: `count` seeds in all, its own among them, so `count` − 1 variants.
+
+    Their seeds follow from the recipe's own by a hash. None for a recipe that drops nothing: it has no masks.
+    """
+    if not _has_masks(proposal.recipe):
+        return []
+    found = []
+    for number in range(1, count):
+        text = f"{proposal.recipe.seed}\0mask\0{number}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        recipe = proposal.recipe.model_copy(update={"seed": seed})
+        found.append(replace(proposal, label=f"{proposal.label}{VARIANT}{number}", recipe=recipe))
+    return found
+
+
+def _has_masks(recipe: Recipe) -> bool:
+    """Whether any entry of a parent that takes part is dropped at random."""
+    for by_group in recipe.parameters.values():
+        for numbers in by_group.values():
+            weight, drop = np.broadcast_arrays(numbers.weight, numbers.drop)
+            if ((weight != 0.0) & (drop > 0.0)).any():
+                return True
+    return False
+
+
+def seed_spread(selected: Record, finalists: Collection[str], count: int) -> dict[str, dict[str, Any]]:
+    """How lucky the masks of finalists are: the objective over their mask seeds, the first being their own.
+
+    `sd` is over seeds (one degree of freedom less than seeds), `low` and `high` are the least and the greatest. The
+    variants take no part in the choice.
+    """
+    known = {candidate.label: _value(candidate) for candidate in selected.candidates if candidate.value is not None}
+    found = {}
+    for label in finalists:
+        labels = [label, *(f"{label}{VARIANT}{number}" for number in range(1, count))]
+        values = [known[each] for each in labels if each in known]
+        if label in known and len(values) > 1:
+            found[label] = {
+                "values": values,
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)),
+                "low": min(values),
+                "high": max(values),
+            }
+    return found
 
 
 def _signed(found: Mapping[str, Any]) -> str:
@@ -148,3 +379,8 @@ def _signed(found: Mapping[str, Any]) -> str:
 def _value(candidate: Candidate) -> float:
     assert candidate.value is not None
     return candidate.value
+
+
+def _rank(candidate: Candidate) -> tuple[float, float]:
+    assert candidate.fitness is not None
+    return candidate.fitness.rank_key
