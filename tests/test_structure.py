@@ -35,6 +35,7 @@ ROOMS = [
     "ledger",
     "scoring",
     "race",
+    "anchored",
     "search",
     "standings",
     "finals",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from heterosis.anchored import Anchored
 from heterosis.builder import Builder
 from heterosis.config import load_study
 from heterosis.errors import HeterosisError, RecordError, StudyError
@@ -146,7 +147,7 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine,
     budget = Budget(config.budget.candidates, config.budget.hours and config.budget.hours * 3600, config.budget.items)
     watcher.begin(prepared, budget, records.search)
     scorer = _scorer(engine, prepared, "search", records.search)
-    generations = _generations(prepared, records, scorer)
+    generations = _generations(prepared, records, scorer, watcher.stage)
     found = search(
         _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
     )
@@ -162,12 +163,16 @@ def _scorer(engine: LiveEngine, prepared: Prepared, split: SplitName, record: Re
     return EngineScorer(engine, prepared.panel.splits[split], [record], about.retries, about.deadline)
 
 
-def _generations(prepared: Prepared, records: Records, scorer: EngineScorer) -> GenerationScorer:
+def _generations(
+    prepared: Prepared, records: Records, scorer: EngineScorer, tell: Callable[[str], None]
+) -> GenerationScorer:
     """How the study scores its candidates."""
-    policy = prepared.config.race
+    policy, anchors, split = prepared.config.race, prepared.config.anchors, prepared.panel.splits["search"]
+    if anchors is not None:
+        parents, seed = list(prepared.config.parents), prepared.config.seed
+        return OneByOne(Anchored(scorer, split, records.search, prepared.objective, anchors, parents, seed, tell))
     if policy is None:
         return OneByOne(scorer)
-    split = prepared.panel.splits["search"]
     return Race(scorer, split, prepared.objective, records.search, records.rungs, policy, prepared.config.finalists)
 
 

@@ -135,7 +135,9 @@ class Watcher:
             return ""
         if self._interval[0] != best.label:
             self._interval = (best.label, self._bounds(best))
-        return f"best so far {best.value:.4f} {self._interval[1]} ({best.label}, search split)"
+        estimated = (best.race or {}).get("error")
+        spread = self._interval[1] if estimated is None else f"± {estimated:.4f} (estimated from anchors)"
+        return f"best so far {best.value:.4f} {spread} ({best.label}, search split)"
 
     def _bounds(self, best: Candidate) -> str:
         from heterosis.finals import Evidence

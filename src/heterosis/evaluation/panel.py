@@ -130,10 +130,13 @@ class Split:
         found = []
         for below, above in itertools.pairwise(cuts):
             taken = {task: own[below[task] : above[task]] for task, own in order.items()}
-            at = {task: np.sort(np.concatenate(members)) for task, members in taken.items()}
-            items = {task: [self.items[task][row] for row in rows] for task, rows in at.items()}
-            found.append(Rung(Split(self.name, self.tasks, items, self._names, self._seed), at))
+            found.append(self.part({task: np.sort(np.concatenate(members)) for task, members in taken.items()}))
         return found
+
+    def part(self, at: dict[str, npt.NDArray[np.int64]]) -> Rung:
+        """Some of the items: `at` says which, ascending, by task."""
+        items = {task: [self.items[task][row] for row in rows] for task, rows in at.items()}
+        return Rung(Split(self.name, self.tasks, items, self._names, self._seed), at)
 
     def _shuffled(self, task: str) -> list[npt.NDArray[np.int64]]:
         """Rows of each cluster of a task, clusters in the order of their hash."""
