@@ -10,6 +10,7 @@ from typing import Any
 
 from heterosis.checkpoints import Family
 from heterosis.errors import StudyError
+from heterosis.evaluation.contamination import found_in, near_duplicates
 from heterosis.evaluation.panel import SPLITS
 from heterosis.evaluation.tasks import request_counts
 from heterosis.study import Prepared, prepare
@@ -38,8 +39,16 @@ def check(path: Path) -> dict[str, Any]:
         "cost": _cost(prepared),
         "memory": f"about {_memory(prepared) / GIB:.2f} GiB for the sources and one merged model",
         "disk": disk,
-        "warnings": _warnings(prepared) or ["none"],
+        "warnings": [*_warnings(prepared), *contamination(prepared)] or ["none"],
     }
+
+
+def contamination(prepared: Prepared) -> list[str]:
+    """Benchmark items that are nearly equal between splits, or lie in the training files that the study names."""
+    beside = prepared.path.resolve().parent
+    files = [beside / file for file in prepared.config.training_files]
+    found = near_duplicates(prepared.panel).warnings()
+    return [*found, *found_in(prepared.panel, files).warnings()] if files else found
 
 
 def _models(family: Family) -> dict[str, str]:

@@ -14,6 +14,7 @@ import yaml
 
 from heterosis.anchored import Anchored
 from heterosis.builder import Builder
+from heterosis.check import contamination
 from heterosis.config import load_study
 from heterosis.errors import HeterosisError, RecordError, StudyError
 from heterosis.evaluation.panel import SPLITS, SplitName
@@ -65,6 +66,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
             record.listen(partial(watcher.recorded, split))
             if mirror is not None:
                 record.listen(lambda _: mirror.wake())
+        _look_for_contamination(prepared, records.search, watcher)
         engine = LiveEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
         stack.enter_context(engine.interrupts)
@@ -100,6 +102,15 @@ def sync(path: Path) -> int:
         except Exception as error:  # MLflow, its database drivers and HTTP raise types of their own
             reason = masked(" ".join(str(error).split())[:300])
             raise RecordError(f"lineage: MLflow did not take it ({type(error).__name__}: {reason}).") from error
+
+
+def _look_for_contamination(prepared: Prepared, record: Record, watcher: Watcher) -> None:
+    """Once per study, before anything is scored; what was found is part of the result."""
+    if record.noted("contamination") is None:
+        watcher.stage("looking for items that splits share or training files hold")
+        record.note("contamination", contamination(prepared))
+    for warning in record.noted("contamination"):
+        watcher.warn(warning)
 
 
 def open_records(prepared: Prepared) -> Records:
