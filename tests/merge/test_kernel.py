@@ -105,6 +105,18 @@ def test_what_one_parent_draws_does_not_depend_on_the_company() -> None:
     assert same_bits(alone, accompanied)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+def test_two_parents_elect_and_average_as_they_do_beside_a_copy_of_the_base(drop: float, dtype: torch.dtype) -> None:
+    """Two alone are averaged by a shorter way, to the same bits."""
+    base, parents = family(dtype, 2)
+    terms = [ParentTerm(parent, digest, 0.7, drop) for parent, digest in zip(parents, "ab", strict=True)]
+    for weight in (0.7, -0.3):
+        terms[1] = terms[1]._replace(weight=weight)
+        alone = run("dare_ties", base, terms, dtype)
+        assert same_bits(alone, run("dare_ties", base, [*terms, ParentTerm(base, "c", 0.5)], dtype))
+
+
 @pytest.mark.parametrize("other", [{"seed": 6}, {"digest": "z"}, {"name": "v"}])
 def test_masks_follow_seed_parent_and_tensor(other: dict) -> None:
     base, (parent,) = family(torch.float32, 1)
