@@ -57,7 +57,7 @@ CASES = {
     "della": Case("della", {"drop": 0.5, "epsilon": 0.1}, "della", DELLA),
     "breadcrumbs": Case("breadcrumbs", {"density": 0.5, "gamma": 0.01}, "breadcrumbs", {"density": 0.5, "gamma": 0.01}),
 }
-ON_DISK = ("dare_ties", "ties")
+ON_DISK = ("dare_ties",)
 
 
 def main() -> None:
@@ -255,7 +255,7 @@ def _copies(family: Family, members: Sequence[str]) -> dict[str, Callable[[], No
 
 
 def _disk(work: Path, only: Sequence[str], peer: Path | None, rounds: int) -> dict[str, Any]:
-    """Whole runs of the commands from folders to a folder, beside `cp` of what they read."""
+    """Whole runs of the commands from folders to a folder, beside `cp` of what they read; mergekit's once."""
     models = [work / "models" / name for name in ("base", *PARENTS)]
     size = sum(file.stat().st_size for model in models for file in model.glob("*.safetensors"))
     rows: dict[str, Any] = {"bytes_read": size, "methods": {}}
@@ -264,10 +264,11 @@ def _disk(work: Path, only: Sequence[str], peer: Path | None, rounds: int) -> di
         recipes = _files(work, CASES[label])
         contestants = {"heterosis_s": _command([_beside("heterosis"), "merge", recipes[0], work / "out"], work / "out")}
         contestants["cp_s"] = _command(["cp", "-r", work / "models", work / "out"], work / "out")
-        if peer is not None:
-            command = [peer.parent / "mergekit-yaml", recipes[1], work / "out", "--no-copy-tokenizer", "--quiet"]
-            contestants["mergekit_s"] = _command(command, work / "out")
         found = interleaved(contestants, rounds)
+        if peer is not None:
+            say(f"on disk: {label}, mergekit")
+            command = [peer.parent / "mergekit-yaml", recipes[1], work / "out", "--no-copy-tokenizer", "--quiet"]
+            found |= interleaved({"mergekit_s": _command(command, work / "out")}, 1)
         rows["methods"][label] = {name: {"min": s.least, "median": s.median} for name, s in found.items()}
     return rows
 
