@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from heterosis.watch import result_table
+from heterosis.summary import result_table
 
 
 def main(source: Path, target: Path) -> None:

@@ -46,6 +46,7 @@ ROOMS = [
     "check",
     "results",
     "watch",
+    "summary",
     "interrupts",
     "live",
     "run",

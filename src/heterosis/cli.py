@@ -65,7 +65,9 @@ def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        _print_result(result)
+        from heterosis.summary import show_result
+
+        show_result(result, _output())
 
 
 @app.command()
@@ -258,33 +260,6 @@ def _named(models: list[str]) -> dict[str, Path]:
         name if names.count(name) == 1 else f"{name}-{i + 1}": _folder(model)
         for i, (name, model) in enumerate(zip(names, models, strict=True))
     }
-
-
-def _print_result(result: dict[str, Any]) -> None:
-    from heterosis.watch import result_table
-
-    console = _output()
-    console.print(result_table(result))
-    spent = result["time"]
-    shares = ", ".join(f"{phase} {spent[phase]:.1f} s" for phase in ("merge", "swap", "score", "rest"))
-    console.print(
-        f"{spent['candidates']} candidates, {spent['items']} items in {spent['total']:.1f} s: {shares} "
-        f"({spent['rest_share']:.1%} outside merging, swapping and scoring)"
-    )
-    for name, found in result["heterosis"].items():
-        against = found["against"] if isinstance(found["against"], str) else "mean of the parents"
-        numbers = f"{found['estimate']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-        console.print(f"{name.replace('_', '-')}: {_plain(numbers)} against {against}, test split")
-    console.print(f"\n[bold]{_plain(result['verdict'])}[/bold]\n")
-    folder = Path(result["winner_folder"]).parent
-    for path, what in (
-        ("winner/", "the merged model, its card and its recipe"),
-        ("result.json", "every number above"),
-        ("record.db", "the search: optuna-dashboard sqlite:///" + str(folder / "record.db")),
-        ("lineage.db", "the lineage: mlflow ui --backend-store-uri sqlite:///" + str(folder / "lineage.db")),
-    ):
-        if (folder / path).exists():
-            console.print(f"  {_plain(str(folder / path))}  {_plain(what)}", soft_wrap=True, highlight=False)
 
 
 def _words(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -12,23 +11,24 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from heterosis.anchored import Anchored
+from heterosis.anchored import NOTE, Anchored
 from heterosis.builder import Builder
 from heterosis.check import contamination
 from heterosis.config import load_study
 from heterosis.errors import HeterosisError, RecordError, StudyError
-from heterosis.evaluation.panel import SPLITS, SplitName
+from heterosis.evaluation.panel import SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
-from heterosis.finals import Choice, Evidence, choose, claims, finalists, score_all
+from heterosis.finals import Choice, choose, finalists, score_all, seed_variants
 from heterosis.ledger.lineage import Lineage, StudyFacts
 from heterosis.ledger.mirror import BackgroundMirror
-from heterosis.ledger.record import Candidate, Proposal, Record, open_storage, sqlite_url
+from heterosis.ledger.record import Proposal, Record, open_storage, sqlite_url
 from heterosis.ledger.redact import masked
 from heterosis.ledger.rungs import RungRecord
 from heterosis.live import LiveEngine
 from heterosis.optimizers import Genome, Optimizer, make_optimizer
 from heterosis.race import Race
+from heterosis.results import result as result_of
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import Budget, Stage, search
 from heterosis.space import Space, transfer
@@ -44,7 +44,7 @@ class Records(NamedTuple):
     test: Record
     rungs: RungRecord
 
-    def by_split(self) -> dict[str, Record]:
+    def by_split(self) -> dict[SplitName, Record]:
         """The records of the three splits."""
         return {"search": self.search, "selection": self.selection, "test": self.test}
 
@@ -166,6 +166,10 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine,
     final = finalists(records.search, found, config.finalists, prepared.panel.splits["search"], prepared.objective)
     scorer = _scorer(engine, prepared, "selection", records.selection)
     score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
+    variants = [v for p in final if p.generation for v in seed_variants(p, config.mask_seeds)]
+    if variants:
+        watcher.stage("scoring finalists with other random masks")
+        score_all(variants, scorer, prepared.objective, records.selection, required=())
     return choose(records.selection, {proposal.label for proposal in final})
 
 
@@ -239,75 +243,14 @@ def _certify(
         proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
         scorer = _scorer(engine, prepared, "test", records.test)
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
-    return _result(prepared, records, choice, wanted)
+    extra = {"contamination": records.search.noted("contamination"), "anchors": _anchor_errors(records.search)}
+    return result_of(prepared, records.by_split(), choice, wanted, extra)
 
 
-def _result(prepared: Prepared, records: Records, choice: Choice, wanted: list[str]) -> dict[str, Any]:
-    config = prepared.config
-    parents = list(config.parents)
-    splits = prepared.panel.splits
-    evidence = {
-        split: Evidence(record.candidates, splits[split], prepared.objective, config.seed)
-        for split, record in records.by_split().items()
-    }
-    tested = {c.label: c for c in records.test.candidates}
-    table = []
-    for label in dict.fromkeys([*wanted, *(c.label for c in records.selection.candidates)]):
-        row: dict[str, Any] = {"label": label, "role": _role(label, choice, parents, records.selection)}
-        for split, record in records.by_split().items():
-            shown = {c.label for c in record.candidates if c.value is not None}
-            if label in shown and (split != "test" or label in wanted):
-                row[split] = evidence[split].row(label)
-        table.append(row)
-    openings = records.test.noted("openings") or []
-    winner = tested[choice.winner]
-    return {
-        "study": config.name,
-        **claims(evidence["test"], choice, parents, len(openings)),
-        "winner": choice.winner,
-        "best_baseline": choice.best_baseline,
-        "weights_digest": winner.weights_digest,
-        "recipe_digest": winner.recipe_digest,
-        "genes": dict(winner.genes),
-        "tasks": {
-            name: {"metric": t.metric, "higher_is_better": t.higher_is_better}
-            for name, t in splits["test"].tasks.items()
-        },
-        "objective": config.objective,
-        "items": {split: splits[split].size for split in SPLITS},
-        "table": table,
-        "test_openings": openings,
-        "time": time_spent(records.search.candidates),
-        "sources": {name: member.digest for name, member in prepared.family.members.items()},
-        "panel_digest": prepared.panel.digest,
-        "engine": records.search.noted("engine"),
-        "seed": config.seed,
-        "command": f"heterosis run {prepared.path}",
-        "python": sys.version.split()[0],
-    }
-
-
-def time_spent(candidates: Any) -> dict[str, float]:
-    """Where the search's wall time went, over all runs of the study."""
-    scored: list[Candidate] = list(candidates)
-    phases = {phase: sum(c.seconds[phase] for c in scored) for phase in ("merge", "swap", "score", "total")}
-    rest = phases["total"] - phases["merge"] - phases["swap"] - phases["score"]
-    return {
-        **{phase: round(seconds, 3) for phase, seconds in phases.items()},
-        "rest": round(rest, 3),
-        "rest_share": round(rest / phases["total"], 4) if phases["total"] else 0.0,
-        "candidates": len(scored),
-        "items": sum(c.items for c in scored),
-    }
-
-
-def _role(label: str, choice: Choice, parents: list[str], selection: Record) -> str:
-    if label == choice.winner:
-        return "winner"
-    if label in parents:
-        return "parent"
-    baselines = {candidate.label for candidate in selection.baselines}
-    return "baseline" if label in baselines else "finalist"
+def _anchor_errors(searched: Record) -> dict[str, Any]:
+    """How good the estimates from anchors were, by task; empty without anchors."""
+    kept: Mapping[str, Any] = searched.noted(NOTE) or {}
+    return {task: {"count": len(about["items"]), "error": about["error"]} for task, about in kept.items()}
 
 
 def _export_winner(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -171,21 +171,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def result_table(result: dict[str, Any]) -> Table:
-    """Winner, parents, baselines and finalists on every split."""
-    table = Table(title=f"{result['study']}: objective ({result['objective']}) by split, 95 % intervals over items")
-    table.add_column("candidate")
-    table.add_column("role")
-    for split in ("search", "selection", "test"):
-        table.add_column(f"{split} ({result['items'][split]} items)", justify="right")
-    for row in result["table"]:
-        cells = []
-        for split in ("search", "selection", "test"):
-            found = row.get(split, {}).get("objective")
-            cells.append(
-                "" if found is None else f"{found['estimate']:.4f} \\[{found['low']:.4f}, {found['high']:.4f}]"
-            )
-        table.add_row(row["label"], row["role"], *cells, style="bold" if row["role"] == "winner" else None)
-    return table

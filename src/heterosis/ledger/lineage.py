@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heterosis.errors import RecordError
-from heterosis.evaluation.panel import SPLITS
+from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.ledger.params import flat, mlflow_name
 from heterosis.ledger.record import Candidate, Record
 from heterosis.ledger.redact import masked
@@ -30,7 +30,7 @@ from heterosis.recipe import Source
 CHAMPION = "champion"
 PARAMS_PER_REQUEST = 100
 
-Records = Mapping[str, Record]
+Records = Mapping[SplitName, Record]
 Key = tuple[str, str]  # label and recipe digest: what a merge is known by in every split
 
 
