@@ -78,8 +78,8 @@ def _search_lines(result: Mapping[str, Any]) -> Iterator[str]:
     spread = result["mask_seeds"].get(result["winner"])
     if spread is not None and len(spread["values"]) > 1:
         yield (
-            f"masks: over {len(spread['values'])} seeds {result['winner']} scores {spread['mean']:.4f} on average, from "
-            f"{spread['low']:.4f} to {spread['high']:.4f} (standard deviation {spread['sd']:.4f}), selection split"
+            f"masks: over {len(spread['values'])} seeds {result['winner']} scores {spread['mean']:.4f} on average, "
+            f"from {spread['low']:.4f} to {spread['high']:.4f} (standard deviation {spread['sd']:.4f}), selection split"
         )
 
 
