@@ -39,6 +39,7 @@ ROOMS = [
     "search",
     "standings",
     "finals",
+    "fronts",
     "warmstart",
     "mergekit",
     "export",

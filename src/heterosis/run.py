@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from heterosis.evaluation.panel import SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
 from heterosis.finals import Choice, choose, finalists, score_all, seed_variants
+from heterosis.fronts import front_of, spread_out
 from heterosis.ledger.lineage import Lineage, StudyFacts
 from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import Proposal, Record, open_storage, sqlite_url
@@ -70,8 +71,9 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
         engine = LiveEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
         stack.enter_context(engine.interrupts)
-        choice = _search_and_select(prepared, records, engine, watcher)
-        result = _certify(prepared, records, choice, engine, watcher)
+        final = _search(prepared, records, engine, watcher)
+        choice, front = _select(prepared, records, final, engine, watcher)
+        result = _certify(prepared, records, choice, front, engine, watcher)
         engine.close()
         result |= _export_winner(prepared, records.test, choice, result, watcher)
         write_json(folder / "result.json", result)
@@ -153,7 +155,8 @@ def _write_resolved(prepared: Prepared) -> None:
         write_json(prepared.folder / WARM_START, prepared.warm._asdict())
 
 
-def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher) -> Choice:
+def _search(prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher) -> list[Proposal]:
+    """Search, and name the finalists."""
     config = prepared.config
     budget = Budget(config.budget.candidates, config.budget.hours and config.budget.hours * 3600, config.budget.items)
     watcher.begin(prepared, budget, records.search)
@@ -162,15 +165,31 @@ def _search_and_select(prepared: Prepared, records: Records, engine: LiveEngine,
     found = search(
         _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
     )
-    watcher.stage("scoring finalists on the selection split")
     final = finalists(records.search, found, config.finalists, prepared.panel.splits["search"], prepared.objective)
-    scorer = _scorer(engine, prepared, "selection", records.selection)
-    score_all(final, scorer, prepared.objective, records.selection, required=set(prepared.baselines))
+    if config.objective == "pareto":
+        proposed = [candidate for candidate in records.search.proposed if candidate.fitness is not None]
+        final = [proposal for proposal in final if proposal.generation == 0]
+        final += [candidate.proposal for candidate in spread_out(proposed, config.finalists)]
+    return final
+
+
+def _select(
+    prepared: Prepared, records: Records, final: Sequence[Proposal], engine: LiveEngine, watcher: Watcher
+) -> tuple[Choice, list[str]]:
+    """Score the finalists on the selection split. The choice, and in a Pareto study all on the front."""
+    config, objective, record = prepared.config, prepared.objective, records.selection
+    watcher.stage("scoring finalists on the selection split")
+    scorer = _scorer(engine, prepared, "selection", record)
+    score_all(final, scorer, objective, record, required=set(prepared.baselines))
     variants = [v for p in final if p.generation for v in seed_variants(p, config.mask_seeds)]
     if variants:
         watcher.stage("scoring finalists with other random masks")
-        score_all(variants, scorer, prepared.objective, records.selection, required=())
-    return choose(records.selection, {proposal.label for proposal in final})
+        score_all(variants, scorer, objective, record, required=())
+    labels = {proposal.label for proposal in final}
+    choice = choose(record, labels)
+    if config.objective != "pareto":
+        return choice, []
+    return choice, front_of(record, labels, prepared.panel.splits["selection"], objective, config.seed)
 
 
 def _scorer(engine: LiveEngine, prepared: Prepared, split: SplitName, record: Record) -> EngineScorer:
@@ -228,10 +247,13 @@ def _beginner(prepared: Prepared, space: Space, number: int) -> Callable[[Space 
 
 
 def _certify(
-    prepared: Prepared, records: Records, choice: Choice, engine: LiveEngine, watcher: Watcher
+    prepared: Prepared, records: Records, choice: Choice, front: Sequence[str], engine: LiveEngine, watcher: Watcher
 ) -> dict[str, Any]:
-    """Open the test split for the winner, the parents and the best baseline; every opening is noted before it."""
-    wanted = list(dict.fromkeys([*prepared.config.parents, choice.best_baseline, choice.winner]))
+    """Open the test split for the winner, the parents, the best baseline and a Pareto study's front.
+
+    Every opening is noted before it happens.
+    """
+    wanted = list(dict.fromkeys([*prepared.config.parents, choice.best_baseline, choice.winner, *front]))
     known = {candidate.label for candidate in records.test.candidates}
     selected = {candidate.label: candidate for candidate in records.selection.candidates}
     missing = [label for label in wanted if label not in known]
@@ -239,11 +261,11 @@ def _certify(
         watcher.stage("opening the test split")
         openings = records.test.noted("openings") or []
         records.test.note("openings", [*openings, {"candidates": missing, "searched": len(records.search.proposed)}])
-        chosen = [selected[label] for label in missing]
-        proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
+        proposals = [selected[label].proposal for label in missing]
         scorer = _scorer(engine, prepared, "test", records.test)
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
     extra = {"contamination": records.search.noted("contamination"), "anchors": _anchor_errors(records.search)}
+    extra |= {"front": list(front)} if front else {}
     return result_of(prepared, records.by_split(), choice, wanted, extra)
 
 

@@ -75,6 +75,11 @@ class Candidate:
         return self.generation == 0
 
     @property
+    def proposal(self) -> Proposal:
+        """What was proposed, to be scored again elsewhere."""
+        return Proposal(self.label, self.generation, self.recipe, self.genome, self.genes)
+
+    @property
     def is_partial(self) -> bool:
         """Whether items were left out because its race was over."""
         return any(np.isnan(table.values).any() for table in self.outcomes.values())
