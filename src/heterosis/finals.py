@@ -143,6 +143,13 @@ class Evidence:
         rows = [self._rows[other] for other in others]
         return self._scale(task).difference(self._rows[label], rows, [self._rows[each] for each in family])
 
+    def least_difference(
+        self, label: str, others: Sequence[str], task: str | None = None, family: Collection[str] = ()
+    ) -> Interval:
+        """One candidate minus the best of others; `task` and `family` as in `difference`."""
+        rows = [self._rows[other] for other in others]
+        return self._scale(task).least_difference(self._rows[label], rows, [self._rows[each] for each in family])
+
     def p_values(
         self, label: str, other: str, task: str | None = None, family: Collection[str] = ()
     ) -> tuple[float, float]:
@@ -242,22 +249,16 @@ def claims(evidence: Evidence, choice: Choice, parents: Sequence[str], openings:
 def best_parent_claim(
     evidence: Evidence, winner: str, parents: Sequence[str], family: Collection[str], task: str | None = None
 ) -> dict[str, Any]:
-    """The winner minus the best of the parents, min_k d_k over the differences d_k from each of them.
+    """The winner minus the best of the parents, with the p-values that it is above zero and below.
 
-    That it is above zero says that every d_k is, so each may be tested at the full level and the largest p-value is the
-    claim's (intersection-union test, Berger 1982). For the same reason min_k low_k is a lower bound: it errs only if
-    the bound of the parent that is truly best does. min_k high_k errs if any parent's bound does, so with several
-    parents that are truly alike more of the interval's error lies above it, and less below; claims of improvement rest
-    on the lower bound. `against` is the parent that is best on this very split. The p-value of being worse is
-    Bonferroni's over the parents.
+    It is above zero only if the winner is better than every parent, so each is tested at the full level and the largest
+    p-value is the claim's (intersection-union test, Berger 1982); for being worse than the best of them the smallest is
+    multiplied by their number (Bonferroni). `against` is the parent that is best on this very split.
     """
-    against = {parent: evidence.difference(winner, [parent], task, family) for parent in parents}
     p_values = {parent: evidence.p_values(winner, parent, task, family) for parent in parents}
     return {
         "against": max(parents, key=lambda parent: evidence.value(parent, task)),
-        "estimate": min(each.estimate for each in against.values()),
-        "low": min(each.low for each in against.values()),
-        "high": min(each.high for each in against.values()),
+        **evidence.least_difference(winner, parents, task, family)._asdict(),
         "p": max(better for better, _ in p_values.values()),
         "p_worse": min(1.0, len(parents) * min(worse for _, worse in p_values.values())),
         "p_each": {parent: better for parent, (better, _) in p_values.items()},

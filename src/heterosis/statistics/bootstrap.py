@@ -22,6 +22,8 @@ Array = npt.NDArray[np.float64]
 
 DRAWS = 4000
 CHUNK = 250
+# How often an interval holds what it is for.
+LEVEL = 0.95
 
 
 class Interval(NamedTuple):
@@ -110,14 +112,14 @@ def _means(sums: ClusterSums, rng: np.random.Generator, draws: int) -> Array:
     return means
 
 
-def interval(estimate: float, draws: Sequence[float] | Array, df: float = math.inf, level: float = 0.95) -> Interval:
+def interval(estimate: float, draws: Sequence[float] | Array, df: float = math.inf, level: float = LEVEL) -> Interval:
     """Expanded percentile interval. `df`: degrees of freedom, the sum over tasks of clusters − 1."""
     tail = expanded_tail(df, level)
     low, high = np.quantile(np.asarray(draws), [tail, 1.0 - tail])
     return Interval(estimate, float(low), float(high))
 
 
-def expanded_tail(df: float, level: float = 0.95) -> float:
+def expanded_tail(df: float, level: float = LEVEL) -> float:
     """The normal tail beyond Student's t quantile. Hesterberg's √(n/(n − 1)) is left to the n − 1 clusters drawn."""
     if df < 1.0:
         return 0.0

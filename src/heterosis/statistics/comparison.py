@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heterosis.statistics.bootstrap import Array, Interval, TaskTable, degrees_of_freedom, interval
+from heterosis.statistics.bootstrap import (
+    LEVEL,
+    Array,
+    Interval,
+    TaskTable,
+    degrees_of_freedom,
+    expanded_tail,
+    interval,
+)
 from heterosis.statistics.influence import Gradient, influence
 from heterosis.statistics.multiple import simultaneous, smallest_difference
 from heterosis.statistics.permutation import Flips, Value, max_t_p_value, p_value, sign_flips
@@ -50,6 +58,26 @@ class Comparison:
         if len(rows) == 1:
             return interval(float(estimates[0]), draws[0], df)
         return simultaneous(estimates, draws, df)[0]
+
+    def least_difference(self, row: int, others: Sequence[int], family: Sequence[int] = ()) -> Interval:
+        """One candidate minus the best of others: min_k d_k over its differences d_k from each.
+
+        Lower bound: min_k low_k, which errs only if the bound of the truly best one does (intersection-union, Berger
+        1982). Upper bound: min_k high_k errs if any of the bounds does. Where several others are truly alike that is
+        where all of the interval's error lies, so the bounds are taken so far out that together they err in at most
+        1 − `level` (5 %) of studies, and never further in than each by itself.
+        """
+        each = [self.difference(row, [other], family) for other in others]
+        apart = self._draws[row] - self._draws[list(others)]
+        errors = apart.std(axis=1)
+        estimates = np.array([found.estimate for found in each])
+        high = min(found.high for found in each)
+        if (errors > 0.0).all():
+            off = (estimates[:, None] - apart) / errors[:, None]
+            df = degrees_of_freedom([part[row] - part[others[int(estimates.argmin())]] for part in self._influence])
+            beyond = 1.0 - expanded_tail(df, 1.0 - 2.0 * (1.0 - LEVEL))
+            high = max(high, float((estimates + np.quantile(off.max(axis=0), beyond) * errors).min()))
+        return Interval(float(estimates.min()), min(found.low for found in each), high)
 
     def p_values(self, row: int, other: int, family: Sequence[int] = ()) -> tuple[float, float]:
         """One-sided sign-flip p-values: that `row` is better than `other`, and that it is worse.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from heterosis.statistics.bootstrap import Array, Interval, expanded_tail
+from heterosis.statistics.bootstrap import LEVEL, Array, Interval, expanded_tail
 
 # Candidates in a group whose spread says how much of a difference between them is noise.
 SMALLEST_GROUP = 8
@@ -38,7 +38,7 @@ def smallest_difference(sd: float, alpha: float = 0.05, power: float = 0.8) -> f
     return float((stats.norm.ppf(1.0 - alpha / 2.0) + stats.norm.ppf(power)) * sd)
 
 
-def simultaneous(estimates: Array, draws: Array, df: float, level: float = 0.95) -> list[Interval]:
+def simultaneous(estimates: Array, draws: Array, df: float, level: float = LEVEL) -> list[Interval]:
     """Intervals that hold for all candidates at once, and so for whichever was chosen by looking at them.
 
     `estimates` [candidates], `draws` [candidates, draws] of the same bootstrap. Single-step maxima (Westfall & Young
@@ -65,18 +65,24 @@ def optimism(estimates: Array, draws: Array, groups: npt.NDArray[np.int64]) -> f
     Bootstrap of the maximum (Efron & Tibshirani 1993, section 17.6; Efron 2014, "Estimation and accuracy after model
     selection"): in every draw the best is chosen again, and its value in the draw is compared with that on the sample.
     The sample's candidates are further apart than they truly are, by their own noise, which would hide up to 30 % of
-    the optimism. So the draws are taken around estimates that are drawn together until their spread is the true one
-    (Louis 1984, "Estimating a population of parameter values using Bayes and empirical Bayes methods").
+    the optimism. So the draws are taken around estimates that are drawn together until their spread is the true one,
+    within groups and between them (Louis 1984, "Estimating a population of parameter values using Bayes and empirical
+    Bayes methods").
 
     `estimates` [candidates], `draws` [candidates, draws], `groups` [candidates]: candidates with equal numbers were
     proposed together and are drawn towards their mean.
     """
     errors = draws - draws.mean(axis=1, keepdims=True)
+    members = (groups == np.unique(groups)[:, None]).astype(np.float64)
+    members /= members.sum(axis=1, keepdims=True)
+    levels, level_trust = _trust(members @ estimates, members @ errors, np.zeros(len(members), dtype=np.int64))
     means, trust = _trust(estimates, errors, groups)
-    centres = means + np.sqrt(trust) * (estimates - means)
+    level = levels + np.sqrt(level_trust) * (members @ estimates - levels)
+    own = np.unique(groups, return_inverse=True)[1]
+    drawn = (level[own] + np.sqrt(trust) * (estimates - means))[:, None] + errors
     # As the program chooses: by posterior, in which what was scored on few items counts for less.
-    standing = means[:, None] + trust[:, None] * (centres[:, None] + errors - means[:, None])
-    chosen = standing.argmax(axis=0)
+    there = (members @ drawn)[own]
+    chosen = (there + trust[:, None] * (drawn - there)).argmax(axis=0)
     return float(errors[chosen, np.arange(errors.shape[1])].mean())
 
 

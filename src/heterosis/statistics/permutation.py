@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from heterosis.statistics.bootstrap import CHUNK, Array, TaskTable, cluster_sums
+from heterosis.statistics.bootstrap import Array, TaskTable, cluster_sums
 
 PERMUTATIONS = 9999
+CHUNK = 1000
 # Up to so many discordant clusters all swaps are tried: 2^12 = 4096.
 EXACT = 12
 # What differs by less is a tie, and a tie counts against the claim.
