@@ -199,7 +199,10 @@ class SimulatedPanel:
 
     def answers(self, recipe: Recipe, part: Split) -> Outcomes:
         """1 for every item that is answered right, else 0."""
-        weights = self.family.weights(recipe)
+        return self.answers_at(self.family.weights(recipe), part)
+
+    def answers_at(self, weights: Array, part: Split) -> Outcomes:
+        """The same for the recipe with these weights [parents, layers]."""
         abilities, features = self.family.abilities(weights), self.family.features(weights)
         found = {}
         for task, ability in zip(self.family.tasks, abilities, strict=True):
