@@ -15,11 +15,20 @@ HeterosisError
 A message is one line: what is wrong, where, and what to do about it.
 """
 
+# Characters of a message: what quotes the user's own files may quote a file that is one key of a megabyte.
+LONGEST = 2000
+
 
 class HeterosisError(Exception):
-    """Base of every error that this program raises on purpose."""
+    """Base of every error that this program raises on purpose. Its message is one line of printable text."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        text = " ".join(message.split())
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        super().__init__(text if len(text) <= LONGEST else text[: LONGEST // 2] + " … " + text[-LONGEST // 2 :])
 
 
 class InputError(HeterosisError):

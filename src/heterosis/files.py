@@ -41,7 +41,8 @@ YAML_VALUES = 1_000_000
 def parse_yaml(text: str) -> Any:
     """What a YAML document holds, plain values alone. yaml.YAMLError where it is none, or unfolds without measure.
 
-    A few lines of aliases on aliases can stand for more values than a machine can hold.
+    A few lines of aliases on aliases can stand for more values than a machine can hold. Of a key that stands twice YAML
+    would keep the last, and a mistake would go unseen.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -50,9 +51,33 @@ def parse_yaml(text: str) -> Any:
             return None
         if _unfolded(node, {}) > YAML_VALUES:
             raise yaml.YAMLError(f"its aliases unfold to more than {YAML_VALUES:,} values")
+        _refuse_repeated_keys(loader, node, set())
         return loader.construct_document(node)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML lets Python's own errors through where a value does not fit its tag: `seed: 2020-99-99`.
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"a value has no meaning: {error}"
+        raise yaml.YAMLError(reason) from error
     finally:
         loader.dispose()
+
+
+def _refuse_repeated_keys(loader: yaml.SafeLoader, node: yaml.Node, done: set[int]) -> None:
+    if id(node) in done or not isinstance(node, yaml.CollectionNode):
+        return
+    done.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            _refuse_repeated_keys(loader, each, done)
+        return
+    lines: dict[Any, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            name = key.value if key.tag.endswith(":merge") else loader.construct_object(key)
+            if name in lines:
+                raise yaml.YAMLError(f"{key.value} stands twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        _refuse_repeated_keys(loader, value, done)
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:

@@ -81,7 +81,10 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first fault of a validation in one line, with the nearest valid name for a key that is unknown."""
     faults = error.errors(include_url=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    parts = [str(part) for part in first["loc"] if part not in _UNION_TAGS and "[" not in str(part)]
+    *above, last = first["loc"] or ("study",)
+    parts = [str(part) for part in above if part not in _UNION_TAGS and "[" not in str(part)]
+    if first["type"] in ("extra_forbidden", "missing") or not (last in _UNION_TAGS or "[" in str(last)):
+        parts.append(str(last))
     where = ".".join(parts)
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, parts[:-1])

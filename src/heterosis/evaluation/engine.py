@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from heterosis.errors import CheckpointError
 from heterosis.recipe import Recipe
 
 Tokens = tuple[int, ...]
+# No count in a configuration reaches this.
+MOST = 1 << 40
 
 
 class Continuation(NamedTuple):
@@ -116,7 +119,18 @@ def compute_dtype(merged: str, on_cpu: bool) -> str:
     return merged if merged == "bfloat16" and native else "float32"
 
 
-def context_length(config: dict[str, Any], wanted: int | None) -> int:
+def context_length(config: Mapping[str, Any], wanted: int | None) -> int:
     """Longest sequence a model takes, or the shorter one that the user wants."""
-    own = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len") or 2048
-    return min(int(own), wanted) if wanted else int(own)
+    own = count_in(config, "max_position_embeddings", "n_positions", "max_seq_len") or 2048
+    return min(own, wanted) if wanted else own
+
+
+def count_in(config: Mapping[str, Any], *keys: str) -> int | None:
+    """What a model's configuration has under the first of the keys that it has; CheckpointError if it is no count."""
+    key = next((key for key in keys if config.get(key) not in (None, 0)), None)
+    if key is None:
+        return None
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not 0 < value < MOST:
+        raise CheckpointError(f"base: config.json has {key} {str(value)[:40]!r}, which is no count. Download it again.")
+    return int(value)
