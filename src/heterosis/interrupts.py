@@ -52,4 +52,6 @@ class Interrupts:
             self._last_act()
             os._exit(128 + number)
         self._received = signal.Signals(number)
-        self._tell(f"{self._received.name}: stopping after this candidate; once more stops at once")
+        text = f"{self._received.name}: stopping after this candidate; once more stops at once"
+        # From a thread: the signal may have come in the middle of writing to the same stream.
+        threading.Thread(target=self._tell, args=(text,), daemon=True).start()
