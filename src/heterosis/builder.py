@@ -22,7 +22,7 @@ from heterosis.errors import RecipeError
 from heterosis.evidence import Evidence, collect
 from heterosis.merge import METHODS, Kernel, MagnitudeIndex, Method, ParentTerm, Rules
 from heterosis.merge.kernel import trim_key
-from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold
+from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold, task_vector
 from heterosis.merge.whole import Measured
 from heterosis.recipe import DataSource, Recipe, Source, Terms
 from heterosis.wiring import Wiring, wire
@@ -255,7 +255,7 @@ class Builder:
         key = (source.digest, inputs[source.name], inputs["base"], name, _vocabulary_key(plan, name))
         if key not in self._indices:
             tensors = self._read(plan, name) if tensors is None else tensors
-            delta = tensors[source.name].reshape(-1).float() - tensors["base"].reshape(-1).float()
+            delta = task_vector(tensors[source.name], tensors["base"])
             self._indices[key] = MagnitudeIndex.build(delta, trim_key(source.digest, name))
         return self._indices[key]
 

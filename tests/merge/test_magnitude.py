@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heterosis.merge.kernel import trim_key
-from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, RANKS, SORTED, MagnitudeIndex, Threshold
+from heterosis.merge.magnitude import BLOCK, KEEP_ALL, KEEP_NONE, RANKS, SORTED, MagnitudeIndex, Threshold, task_vector
 from heterosis.merge.masks import counters
 from heterosis.merge.sparsify import trim_mask
 
@@ -191,3 +191,11 @@ def test_the_number_of_threads_changes_no_threshold(large) -> None:
     finally:
         torch.set_num_threads(before)
     assert [again.threshold(density) for density in DENSITIES] == [index.threshold(density) for density in DENSITIES]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("numel", [0, 3, 2 * BLOCK + 5])
+def test_a_task_vector_is_the_difference_in_float32(numel: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, parent = (torch.randn(numel, generator=generator).to(dtype) for _ in range(2))
+    assert torch.equal(task_vector(parent, base), parent.float() - base.float())
