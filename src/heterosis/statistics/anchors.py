@@ -216,8 +216,8 @@ def _prior(model: ItemModel, parents: Array | None) -> tuple[float, float]:
 
     Without parents, the warm-up's, REACH times as wide. MERGE³ assumes θ = Σ λ_j θ_j over the parents and fits λ by
     maximum likelihood. With one dimension of ability that reaches any θ and leaves λ undetermined, so λ_j ~ N(1/K, 1)
-    stands in front of it: half-way between the parents unless the outcomes say otherwise, and as uncertain as the
-    parents' abilities are far from the warm-up's mean, which is 0. The mode of λ then gives the mode of θ under
+    stands in front of it: the parents' mean unless the outcomes say otherwise, and as uncertain as the parents'
+    abilities are far from the warm-up's mean, which is 0. The mode of λ then gives the mode of θ under
     N(mean θ_j, Σ θ_j²), which is what is solved for.
     """
     if parents is None:

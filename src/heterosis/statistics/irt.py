@@ -1,9 +1,12 @@
 """Item response theory: how hard each item is and how well it tells candidates apart, from 0/1 outcomes.
 
 The two-parameter logistic model (Birnbaum 1968): P(candidate c solves item i) = sigmoid(a_i · (θ_c − b_i)), with
-discrimination a_i > 0, difficulty b_i and ability θ_c. A study has tens of candidates and hundreds of items, so an item
+discrimination a_i, difficulty b_i and ability θ_c. A study has tens of candidates and hundreds of items, so an item
 says little about itself and priors carry much of the fit (Bayes modal estimation: Mislevy 1986; Swaminathan & Gifford
 1985). Abilities rest on hundreds of items each, so the joint mode is used and nothing is integrated out.
+
+Discriminations may be negative, as in tinyBenchmarks (Polo et al. 2024). What sets merges of one family apart is often
+a leaning to one answer, which solves some items and misses others; positive slopes alone predict such merges badly.
 """
 
 from __future__ import annotations
@@ -18,36 +21,35 @@ from heterosis.statistics.bootstrap import Array
 
 Items = npt.NDArray[np.int64]
 
-LOG_DISCRIMINATION_SPREAD = 0.5
-"""log a ~ N(0, this²)."""
-INTERCEPT_SPREAD = 2.0
-"""Where the spread of intercepts −a·b starts; it is estimated, with the weight of SPREAD_WEIGHT items on this value."""
 SPREAD_WEIGHT = 10.0
-CENTRE_SPREAD = 3.0
-"""The mean intercept ~ N(0, this²): keeps a panel that everyone solves finite."""
+"""Items that the typical spread of a prior counts for when it is estimated."""
 ITERATIONS = 200
 LARGEST_STEP = 1.0
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
+SAME = 1e-6
+"""Abilities within this of each other are equal."""
 
 
 class ItemModel(NamedTuple):
     """A fitted two-parameter logistic model."""
 
     discrimination: Array
-    """a [items], positive"""
-    difficulty: Array
-    """b [items], on the scale of ability"""
+    """a [items]"""
+    intercept: Array
+    """−a·b [items]: the logit at ability 0"""
     ability: Array
-    """θ [candidates], of those that the model was fitted to"""
+    """θ [candidates], of those that the model was fitted to; mean 0 and variance 1 unless they are all alike"""
 
     @property
-    def intercept(self) -> Array:
-        """−a·b [items]: the logit at ability 0."""
-        return -self.discrimination * self.difficulty
+    def difficulty(self) -> Array:
+        """b [items], on the scale of ability; infinite where an item does not tell candidates apart."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            hardness: Array = -self.intercept / self.discrimination
+        return hardness
 
     def probability(self, ability: float) -> Array:
         """Chance that a candidate of this ability solves each item. [items]"""
-        chance: Array = expit(self.discrimination * (ability - self.difficulty))
+        chance: Array = expit(self.discrimination * ability + self.intercept)
         return chance
 
     def to_json(self) -> dict[str, Any]:
@@ -60,19 +62,39 @@ class ItemModel(NamedTuple):
         return cls(*(np.asarray(content[name], dtype=np.float64) for name in cls._fields))
 
 
+class Prior(NamedTuple):
+    """A normal prior of one parameter of all items, itself estimated from them."""
+
+    centre: float
+    spread: float
+
+    def updated(self, values: Array, variance: Array, typical: Prior) -> Prior:
+        """One EM step. `values`, `variance` [items]: posterior modes and variances; `typical`: what is likely a priori.
+
+        Without the variances the spread of what the outcomes say little about would shrink to nothing.
+        """
+        held = (self.spread / typical.spread) ** 2  # the centre ~ N(typical.centre, typical.spread²)
+        centre = float(values.sum() + held * typical.centre) / (values.size + held)
+        total = float(np.square(values - centre).sum() + variance.sum()) + SPREAD_WEIGHT * typical.spread**2
+        return Prior(centre, float(np.sqrt(total / (values.size + SPREAD_WEIGHT))))
+
+    def scaled(self, factor: float) -> Prior:
+        """The prior of parameters that were all multiplied."""
+        return Prior(self.centre * factor, self.spread * factor)
+
+
+TYPICAL_SLOPE = Prior(1.0, 0.5)
+TYPICAL_INTERCEPT = Prior(0.0, 2.0)
+
+
 class _State(NamedTuple):
-    """Parameters during the fit; the logit is exp(slope) · ability + intercept."""
+    """Parameters during the fit."""
 
     slope: Array
-    """log a [items]"""
     intercept: Array
-    """−a·b [items]"""
     ability: Array
-    """[candidates]"""
-    centre: float
-    """Mean of the prior of intercepts."""
-    spread: float
-    """Its standard deviation."""
+    slopes: Prior
+    intercepts: Prior
 
 
 def is_binary(values: npt.ArrayLike) -> bool:
@@ -84,10 +106,11 @@ def is_binary(values: npt.ArrayLike) -> bool:
 def fit(responses: Array, start: ItemModel | None = None) -> ItemModel:
     """Joint posterior mode of abilities and items. `responses` [candidates, items] of 0, 1 and NaN for unknown.
 
-    θ ~ N(0, 1), log a ~ N(0, 0.5²) and −a·b ~ N(m, s²). m and s are estimated (Laplace approximation of their EM step):
-    merges of one family agree on most items, and a fixed s would draw what all of them solve towards an even chance. An
-    estimated m also makes the predicted and the observed mean over all items equal. Abilities are centred, for the
-    likelihood does not know their origin. `start`, a model of the same items and candidates, only saves iterations.
+    θ ~ N(0, 1), a ~ N(m, s²) and −a·b ~ N(m', s'²), the priors of items estimated with them (Laplace approximation of
+    their EM step): merges of one family agree on most items, and a fixed s' would draw what all of them solve towards
+    an even chance. An estimated m' also makes the predicted and the observed mean over all items equal. Abilities are
+    centred and scaled, for the likelihood does not know their origin and unit. `start`, a model of the same items and
+    candidates, only saves iterations.
     """
     known = ~np.isnan(responses)
     outcomes = np.where(known, responses, 0.0)
@@ -97,8 +120,7 @@ def fit(responses: Array, start: ItemModel | None = None) -> ItemModel:
         state = _improve_items(_improve_abilities(state, outcomes, known), outcomes, known)
         if _moved(before, state) < TOLERANCE:
             break
-    discrimination = np.exp(state.slope)
-    return ItemModel(discrimination, -state.intercept / discrimination, state.ability)
+    return ItemModel(state.slope, state.intercept, state.ability)
 
 
 def ability(model: ItemModel, responses: Array, prior: tuple[float, float] = (0.0, 1.0)) -> float:
@@ -107,11 +129,11 @@ def ability(model: ItemModel, responses: Array, prior: tuple[float, float] = (0.
     The log posterior is concave, so Newton's steps, bounded, end at its one mode.
     """
     known = ~np.isnan(responses)
-    slopes, hardness, outcomes = model.discrimination[known], model.difficulty[known], responses[known]
+    slopes, intercepts, outcomes = model.discrimination[known], model.intercept[known], responses[known]
     centre, spread = prior
     at = centre
     for _ in range(ITERATIONS):
-        chance = expit(slopes * (at - hardness))
+        chance = expit(slopes * at + intercepts)
         gradient = float((slopes * (outcomes - chance)).sum()) - (at - centre) / spread**2
         curvature = float((np.square(slopes) * chance * (1.0 - chance)).sum()) + 1.0 / spread**2
         step = min(max(gradient / curvature, -LARGEST_STEP), LARGEST_STEP)
@@ -129,81 +151,77 @@ def ability_error(model: ItemModel, known: npt.NDArray[np.bool_], at: float, spr
 
 
 def _cold(outcomes: Array, known: npt.NDArray[np.bool_]) -> _State:
-    """Start from the smoothed logits of items' and candidates' means, abilities centred."""
-    intercept = logit((outcomes.sum(axis=0) + 0.5) / (known.sum(axis=0) + 1.0))
-    level = logit((outcomes.sum(axis=1) + 0.5) / (known.sum(axis=1) + 1.0))
-    abilities = level - level.mean() if level.size else level
-    centre = float(intercept.mean()) if intercept.size else 0.0
-    return _State(np.zeros_like(intercept), intercept, abilities, centre, INTERCEPT_SPREAD)
+    """Start from the smoothed logits of items' means, and from what candidates differ most by.
+
+    The first principal component and not candidates' scores: merges that lean to different answers may score alike.
+    """
+    mean = (outcomes.sum(axis=0) + 0.5) / (known.sum(axis=0) + 1.0)
+    intercepts = logit(mean)
+    apart = np.where(known, outcomes - mean, 0.0)
+    apart = apart - apart.mean(axis=0) if outcomes.shape[0] else apart
+    left, lengths, right = np.linalg.svd(apart, full_matrices=False)
+    abilities = np.zeros(outcomes.shape[0])
+    if lengths.size and lengths[0] > SAME:
+        # a component has no sign of its own: more ability is more right answers
+        abilities = left[:, 0] * np.sqrt(abilities.size) * (1.0 if right[0].sum() >= 0.0 else -1.0)
+    slopes = np.full_like(mean, TYPICAL_SLOPE.centre)
+    return _State(slopes, intercepts, abilities, TYPICAL_SLOPE, _around(intercepts, TYPICAL_INTERCEPT))
 
 
 def _warm(model: ItemModel) -> _State:
     """Start from a fitted model."""
-    spread = float(np.hypot(model.intercept.std(), 1.0)) if model.intercept.size else INTERCEPT_SPREAD
-    centre = float(model.intercept.mean()) if model.intercept.size else 0.0
-    return _State(np.log(model.discrimination), model.intercept, model.ability, centre, spread)
+    slopes, intercepts = model.discrimination, model.intercept
+    return _State(
+        slopes, intercepts, model.ability, _around(slopes, TYPICAL_SLOPE), _around(intercepts, TYPICAL_INTERCEPT)
+    )
+
+
+def _around(values: Array, typical: Prior) -> Prior:
+    """A prior to start from."""
+    return typical.updated(values, np.zeros_like(values), typical)
 
 
 def _improve_abilities(state: _State, outcomes: Array, known: npt.NDArray[np.bool_]) -> _State:
-    """One bounded Newton step of every ability."""
-    slopes = np.exp(state.slope)
-    chance = expit(np.multiply.outer(state.ability, slopes) + state.intercept)
-    gradient = np.where(known, outcomes - chance, 0.0) @ slopes - state.ability
-    curvature = np.where(known, chance * (1.0 - chance), 0.0) @ np.square(slopes) + 1.0
+    """One bounded Newton step of every ability, then their origin and unit; neither of these moves a logit."""
+    if not state.ability.size or not state.slope.size:
+        return state
+    chance = expit(np.multiply.outer(state.ability, state.slope) + state.intercept)
+    gradient = np.where(known, outcomes - chance, 0.0) @ state.slope - state.ability
+    curvature = np.where(known, chance * (1.0 - chance), 0.0) @ np.square(state.slope) + 1.0
     moved = state.ability + np.clip(gradient / curvature, -LARGEST_STEP, LARGEST_STEP)
-    return _fix_scale(state, moved)
-
-
-def _fix_scale(state: _State, abilities: Array) -> _State:
-    """Centre abilities, and take the scale of abilities and slopes that the priors prefer; neither moves a logit.
-
-    Without the centre, different slopes times a far-off mean ability can stand in for different intercepts. Solving for
-    the scale at once saves hundreds of iterations, for likelihoods say nothing about it.
-    """
-    if not abilities.size or not state.slope.size:
-        return state._replace(ability=abilities)
-    shift = float(abilities.mean())
-    centred = abilities - shift
-    # the stationary log scale x: exp(2x)·Σθ² = Σ(log a − x) / spread²; x + exp(2x)·ratio is increasing
-    ratio = float(np.square(centred).sum()) * LOG_DISCRIMINATION_SPREAD**2 / state.slope.size
-    target = float(state.slope.mean())
-    scale = 0.0
-    for _ in range(ITERATIONS):
-        excess = scale + np.exp(2.0 * scale) * ratio - target
-        step = float(excess / (1.0 + 2.0 * np.exp(2.0 * scale) * ratio))
-        scale -= step
-        if abs(step) < 1e-12:
-            break
-    intercept = state.intercept + np.exp(state.slope) * shift
-    return state._replace(ability=centred * np.exp(scale), slope=state.slope - scale, intercept=intercept)
+    intercept = state.intercept + state.slope * moved.mean()
+    moved = moved - moved.mean()
+    unit = float(moved.std())
+    if unit < SAME:
+        return state._replace(ability=moved, intercept=intercept)
+    return state._replace(
+        ability=moved / unit, slope=state.slope * unit, intercept=intercept, slopes=state.slopes.scaled(unit)
+    )
 
 
 def _improve_items(state: _State, outcomes: Array, known: npt.NDArray[np.bool_]) -> _State:
-    """One bounded Fisher scoring step of every item's log a and intercept, then the prior of the intercepts."""
-    slopes = np.exp(state.slope)
-    at = np.multiply.outer(state.ability, slopes)  # the derivative of the logit by log a
-    chance = expit(at + state.intercept)
+    """One bounded Newton step of every item's slope and intercept, then the priors of both."""
+    chance = expit(np.multiply.outer(state.ability, state.slope) + state.intercept)
     left = np.where(known, outcomes - chance, 0.0)
     weight = np.where(known, chance * (1.0 - chance), 0.0)
-    by_slope = (left * at).sum(axis=0) - state.slope / LOG_DISCRIMINATION_SPREAD**2
-    by_intercept = left.sum(axis=0) - (state.intercept - state.centre) / state.spread**2
-    slope_slope = (weight * np.square(at)).sum(axis=0) + 1.0 / LOG_DISCRIMINATION_SPREAD**2
-    slope_intercept = (weight * at).sum(axis=0)
-    intercept_intercept = weight.sum(axis=0) + 1.0 / state.spread**2
+    slopes, intercepts = state.slopes, state.intercepts
+    by_slope = state.ability @ left - (state.slope - slopes.centre) / slopes.spread**2
+    by_intercept = left.sum(axis=0) - (state.intercept - intercepts.centre) / intercepts.spread**2
+    slope_slope = np.square(state.ability) @ weight + 1.0 / slopes.spread**2
+    slope_intercept = state.ability @ weight
+    intercept_intercept = weight.sum(axis=0) + 1.0 / intercepts.spread**2
     determinant = slope_slope * intercept_intercept - np.square(slope_intercept)
     step_slope = (intercept_intercept * by_slope - slope_intercept * by_intercept) / determinant
     step_intercept = (slope_slope * by_intercept - slope_intercept * by_slope) / determinant
     slope = state.slope + np.clip(step_slope, -LARGEST_STEP, LARGEST_STEP)
     intercept = state.intercept + np.clip(step_intercept, -LARGEST_STEP, LARGEST_STEP)
-    return _prior_of_intercepts(state._replace(slope=slope, intercept=intercept), slope_slope / determinant)
-
-
-def _prior_of_intercepts(state: _State, variance: Array) -> _State:
-    """Mean and spread of the intercepts; `variance` [items] is each intercept's posterior variance."""
-    items = state.intercept.size
-    centre = float(state.intercept.sum()) / (items + (state.spread / CENTRE_SPREAD) ** 2)
-    total = float(np.square(state.intercept - centre).sum() + variance.sum()) + SPREAD_WEIGHT * INTERCEPT_SPREAD**2
-    return state._replace(centre=centre, spread=float(np.sqrt(total / (items + SPREAD_WEIGHT))))
+    return _State(
+        slope,
+        intercept,
+        state.ability,
+        slopes.updated(slope, intercept_intercept / determinant, TYPICAL_SLOPE),
+        intercepts.updated(intercept, slope_slope / determinant, TYPICAL_INTERCEPT),
+    )
 
 
 def _moved(before: _State, after: _State) -> float:
