@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from heterosis.errors import CanaryError
 from heterosis.evaluation.engine import Applied, Continuation, Engine, Generation, Likelihood
 from heterosis.interrupts import Interrupts
 from heterosis.ledger.record import Record
@@ -22,6 +23,7 @@ class LiveEngine:
         self._record = record
         self._watcher = watcher
         self._engine: Engine | None = None
+        self._weights = {c.recipe_digest: c.weights_digest for c in record.candidates if c.weights_digest is not None}
 
     def _get(self) -> Engine:
         if self._engine is None:
@@ -36,9 +38,19 @@ class LiveEngine:
         return self._get().max_length
 
     def apply(self, recipe: Recipe) -> Applied:
-        """Become the merge that the recipe describes, unless the user wants to stop."""
+        """Become the merge that the recipe describes, unless the user wants to stop.
+
+        CanaryError if they are not the weights of the last time: an earlier rung, another split, before a resume.
+        """
         self.interrupts.check()
-        return self._get().apply(recipe)
+        applied = self._get().apply(recipe)
+        known = self._weights.setdefault(recipe.digest, applied.weights_digest)
+        if known != applied.weights_digest:
+            raise CanaryError(
+                f"canary: the recipe gave weights {known[:12]} before and gives {applied.weights_digest[:12]} now; the "
+                "candidate is not scored. Has a model's file changed, or is the machine's memory faulty?"
+            )
+        return applied
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
         """Log-likelihoods, in the order of the requests."""

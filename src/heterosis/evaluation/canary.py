@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heterosis.errors import CanaryError
-from heterosis.evaluation.engine import Continuation, Probe
+from heterosis.evaluation.engine import Continuation, Probe, Tokens
 
 # Mean absolute difference in log-probability that rounding may cause, by what the engine computes in: a constant part,
 # and one that grows with the size of the log-probabilities (bf16 keeps three digits).
@@ -32,6 +32,23 @@ def pick_probes(requests: Sequence[Continuation], count: int = 6, length: int = 
     distinct = list({request.context[-length:][:BLOCK]: request for request in requests}.values())
     step = max(1, len(distinct) // count)
     return [Probe(request.context[-length:], request.target[:1]) for request in distinct[::step][:count]]
+
+
+def cache_prompt(probes: Sequence[Probe], block: int, max_length: int) -> Tokens | None:
+    """A prompt that fills a block of the prefix cache, so that it would be answered from one that was not cleared.
+
+    Probes may be shorter than a block, while the panel's prompts are not. None where no prompt fills a block. It shares
+    no beginning with a probe: what is asked at the same time may well be answered from each other's prefixes.
+    """
+    length = block + 1  # the last token is always computed
+    if not probes or length >= max_length:
+        return None
+    first = probes[0].prompt
+    used = {probe.prompt[0] for probe in probes}
+    start = next((token for token in range(max(first)) if token not in used), None)
+    if start is None:
+        return None
+    return (start, *(first * (length // len(first) + 1))[: length - 1])
 
 
 class Reference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import socket
@@ -12,8 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from heterosis.builder import Builder
+from heterosis.checkpoints import Family, open_family
+from heterosis.checkpoints.weights import read_json
 from heterosis.errors import CanaryError, CandidateError, EngineError
-from heterosis.evaluation.canary import REFERENCE_BYTES, compare
+from heterosis.evaluation.canary import REFERENCE_BYTES, cache_prompt, compare
 from heterosis.evaluation.engine import (
     Applied,
     Continuation,
@@ -23,8 +25,10 @@ from heterosis.evaluation.engine import (
     Sources,
     Tokens,
     context_length,
+    count_in,
     cut,
 )
+from heterosis.evaluation.recheck import Recheck
 from heterosis.recipe import Recipe
 
 WORKER = "heterosis.evaluation.vllm_worker.MergeWorker"
@@ -57,9 +61,13 @@ class VllmEngine:
         options: Mapping[str, Any],
         seed: int = 0,
         log: Path | None = None,
+        family: Family | None = None,
     ) -> None:
-        """`dtype`: what to compute in. `log`: file for the output of vLLM's processes; None: the terminal."""
-        config = json.loads((sources.base / "config.json").read_text(encoding="utf-8"))
+        """`dtype`: what to compute in. `log`: file for the output of vLLM's processes; None: the terminal.
+
+        `family`: the sources, where this process has them open already.
+        """
+        config = read_json(sources.base / "config.json", "base")
         self.max_length = context_length(config, options.get("max_model_len"))
         self._probes = list(probes)
         self._last: tuple[str, list[list[float]]] | None = None
@@ -73,28 +81,38 @@ class VllmEngine:
         parents = {name: str(folder) for name, folder in sources.parents.items()}
         questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
         owner = (socket.gethostname(), os.getpid())
-        self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES, owner)
+        summed = self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES, owner)
+        self._live_weights_compared = all(summed)
+        family = family or open_family(sources.base, sources.parents)
+        self._recheck = Recheck(Builder(family, compiled=False))  # compiling would pay for a whole model only
+        self._cache_prompt = cache_prompt(
+            self._probes, self._llm.llm_engine.vllm_config.cache_config.block_size, self.max_length
+        )
 
     def apply(self, recipe: Recipe) -> Applied:
         """Merge inside the workers, forget all cached prefixes, and prove the result on the probes."""
         answers = self._rpc("heterosis_apply", recipe.model_dump_json())
         for answer in answers:
             if "error" in answer:
-                raise CandidateError(answer["error"])
+                raise (CanaryError if answer["canary"] else CandidateError)(answer["error"])
         if len({answer["digest"] for answer in answers}) != 1:
             raise CanaryError(
                 "canary: the workers of one engine merged different weights; the candidate is not scored."
             )
+        first = answers[0]
+        rechecked = self._recheck.start(recipe, first["digests"])
         if not self._llm.reset_prefix_cache():
             raise CanaryError("canary: the prefix cache could not be cleared; the candidate is not scored.")
-        first = answers[0]
         self._compare(first["digest"], self._probe(), first["expected"])
+        rechecked.result()
         return Applied(first["digest"], first["merge_seconds"])
 
     def _probe(self) -> list[list[float]]:
         wanted: dict[Tokens, set[int]] = {}
         for probe in self._probes:
             wanted.setdefault(probe.prompt, set()).update(probe.targets)
+        if self._cache_prompt is not None:
+            wanted.setdefault(self._cache_prompt, set()).update(self._cache_prompt[-1:])
         found = self._next_tokens(wanted)
         if any(found[prompt].cached for prompt in wanted):
             raise CanaryError("canary: a probe was answered from cached prefixes of earlier weights.")
@@ -207,7 +225,12 @@ class VllmEngine:
         """Name, version and settings."""
         import vllm
 
-        return {"engine": "vllm", "version": vllm.__version__, "options": self._options}
+        return {
+            "engine": "vllm",
+            "version": vllm.__version__,
+            "options": self._options,
+            "live_weights_compared": self._live_weights_compared,
+        }
 
     def kill(self) -> None:
         """Kill vLLM's processes; its own watch over them makes a waiting call fail."""
@@ -241,9 +264,8 @@ def _engine_options(
 
 
 def _check_head_size(config: Mapping[str, Any]) -> None:
-    heads = config.get("num_attention_heads") or config.get("n_head")
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    size = config.get("head_dim") or (hidden // heads if heads and hidden else 64)
+    heads, hidden = count_in(config, "num_attention_heads", "n_head"), count_in(config, "hidden_size", "n_embd")
+    size = count_in(config, "head_dim") or (hidden // heads if heads and hidden else 64)
     if size % 16 or size < 32:
         raise EngineError(
             f"vLLM on a CPU needs attention heads of a multiple of 16, at least 32; this model's are {size}. "

@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import Family, open_family
-from heterosis.errors import CandidateError
+from heterosis.checkpoints.layout import storage_order
+from heterosis.errors import CanaryError, CandidateError
 from heterosis.evaluation.canary import Reference
 from heterosis.evaluation.engine import Probe
-from heterosis.evaluation.observed import Observed
+from heterosis.evaluation.live_weights import check_tied_head, live_checksum, watch_packing
+from heterosis.evaluation.observed import WORD, Observed, multiset_checksum
 from heterosis.recipe import Recipe
 
 
@@ -35,10 +37,11 @@ class MergeWorker:
 
     def heterosis_open(
         self, base: str, parents: dict[str, str], probes: list[Any], reference: bool, owner: tuple[str, int]
-    ) -> None:
-        """Open the family. `reference`: also answer the probes from the merged tensors, for the canary.
+    ) -> bool:
+        """Open the family; returns whether the live weights can be summed up and compared with a merge.
 
-        `owner`: host and process that this engine belongs to, and does not outlive.
+        `reference`: also answer the probes from the merged tensors, for the canary. `owner`: host and process that
+        this engine belongs to, and does not outlive.
         """
         _end_with(*owner)
         family = open_family(Path(base), {name: Path(folder) for name, folder in parents.items()})
@@ -47,28 +50,41 @@ class MergeWorker:
             Builder(family, device),
             [Probe(tuple(prompt), tuple(targets)) for prompt, targets in probes],
             Reference(Path(base)) if reference else None,
+            _live_dtype(self.model_runner, family),
         )
+        return self.heterosis_state.live_dtype is not None
 
     def heterosis_apply(self, recipe_json: str) -> dict[str, Any]:
-        """Merge into the live model. Returns digest, timings and the probes' reference answers, or an `error`."""
+        """Merge into the live model. Returns digests, timings and the probes' reference answers, or an `error`."""
         state: WorkerState = self.heterosis_state
         try:
-            stream = Observed(state.builder, Recipe.model_validate_json(recipe_json), keep=state.reference is not None)
-            _swap(self.model_runner, stream)
+            recipe = Recipe.model_validate_json(recipe_json)
+            stream = Observed(state.builder, recipe, state.reference is not None, state.live_dtype)
+            live = _swap(self.model_runner, stream)
             digest = stream.digest()
+            if state.live_dtype is not None and live != stream.checksum():
+                raise CanaryError(
+                    "canary: the weights in the engine are not those that were merged. The swap did not take; the "
+                    "candidate is not scored."
+                )
         except CandidateError as error:
-            return {"error": str(error)}
+            return {"error": str(error), "canary": isinstance(error, CanaryError)}
         expected = state.reference.answer(stream.kept, state.probes) if state.reference is not None else None
-        return {"digest": digest, "expected": expected, "merge_seconds": stream.seconds}
+        answer = {"digest": digest, "expected": expected, "merge_seconds": stream.seconds}
+        return answer | {"digests": stream.digests()}
 
 
 class WorkerState:
     """What a worker keeps between candidates."""
 
-    def __init__(self, builder: Builder, probes: list[Probe], reference: Reference | None) -> None:
+    def __init__(
+        self, builder: Builder, probes: list[Probe], reference: Reference | None, live_dtype: torch.dtype | None
+    ) -> None:
         self.builder = builder
         self.probes = probes
         self.reference = reference
+        self.live_dtype = live_dtype
+        """What the live weights are kept in; None where their checksum says nothing of a merge."""
 
 
 def _end_with(host: str, pid: int) -> None:
@@ -90,8 +106,28 @@ def _end_with(host: str, pid: int) -> None:
     threading.Thread(target=wait, name="heterosis-owner", daemon=True).start()
 
 
-def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Load tensors into the live model in place, through vLLM's own loaders, and see that none was left out.
+def _live_dtype(runner: Any, family: Family) -> torch.dtype | None:
+    """What the live weights are kept in, if the checksum of the base in the engine is that of the base at rest.
+
+    It is not where vLLM computes something from what it loads, quantises it, or divides it among several workers.
+    """
+    dtype: torch.dtype = runner.model_config.dtype
+    if runner.vllm_config.parallel_config.world_size != 1:
+        return None
+    at_rest = 0
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        nonlocal at_rest
+        for name in storage_order(family.names):
+            tensor = family.base.tensor(name)
+            at_rest += multiset_checksum(tensor.to(dtype))
+            yield name, tensor.clone()  # vLLM keeps some until a layer is complete
+
+    return dtype if _swap(runner, tensors()) == at_rest % WORD else None
+
+
+def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Load tensors into the live model in place, by vLLM's own loaders. Returns the checksum of what it then holds.
 
     These are the steps of vLLM's `reload_weights`, which only warns of parameters that were not loaded.
     """
@@ -99,15 +135,17 @@ def _swap(runner: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     model = runner.get_model()
-    with set_current_vllm_config(runner.vllm_config), torch.inference_mode():
+    with set_current_vllm_config(runner.vllm_config), torch.inference_mode(), watch_packing(model) as packed:
         expected = {name for name, _ in model.named_parameters()}
         initialize_layerwise_reload(model)
         loaded = model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, runner.model_config)
         _refresh_tied_head(model)
+        check_tied_head(model, packed)
     missing = sorted(expected - set(loaded)) if loaded is not None else []
     if missing:
         raise CandidateError(f"vLLM did not load {missing[0]} ({len(missing)} parameters in all).")
+    return live_checksum(model, packed)
 
 
 def _refresh_tied_head(model: Any) -> None:
