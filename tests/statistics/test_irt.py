@@ -79,7 +79,7 @@ def test_a_start_saves_iterations_and_decides_nothing() -> None:
     whole = irt.fit(truth.responses)
     kept = np.arange(1, 20)
     warm = irt.fit(truth.responses[kept], whole._replace(ability=whole.ability[kept]))
-    np.testing.assert_allclose(chances(warm), chances(irt.fit(truth.responses[kept])), atol=1e-3)
+    np.testing.assert_allclose(chances(warm), chances(irt.fit(truth.responses[kept])), atol=5e-3)
 
 
 def test_the_same_responses_give_the_same_model_bit_for_bit() -> None:

@@ -23,9 +23,9 @@ Items = npt.NDArray[np.int64]
 
 SPREAD_WEIGHT = 10.0
 """Items that the typical spread of a prior counts for when it is estimated."""
-ITERATIONS = 200
+ITERATIONS = 100
 LARGEST_STEP = 1.0
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 SAME = 1e-6
 """Abilities within this of each other are equal."""
 
