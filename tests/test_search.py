@@ -224,6 +224,13 @@ def test_a_generation_in_which_all_fail_ends_the_search() -> None:
     assert len(record.proposed) == 2 * POPULATION
 
 
+def test_ten_failures_in_a_row_end_a_search_that_has_no_generations() -> None:
+    scorer, record = Hill(failing=range(3, 100)), new_record()
+    with pytest.raises(CandidateError, match=r"The last 10 candidates failed, so the search stops: logits are NaN\."):
+        searched(ENDLESS, record, scorer, Told(make_optimizer("random", SPACE.initial, 0.2, 1, 0)))
+    assert len(record.proposed) == 12
+
+
 def test_a_parent_that_cannot_be_scored_ends_the_study_before_anything_is_recorded() -> None:
     class Broken(Hill):
         def measure(self, recipe: Recipe) -> Measurement:

@@ -13,6 +13,9 @@ from heterosis.scoring import GenerationScorer, Scorer
 from heterosis.space import Space
 from heterosis.statistics import Objective
 
+# Failures in a row after which nothing better is to be expected.
+HOPELESS = 10
+
 
 class Budget(NamedTuple):
     """When to stop: whichever ends first. None: no limit."""
@@ -114,11 +117,20 @@ def score_generation(
     measured = scorer.generation(proposals, len(recorded), lambda items: stage.budget.spent(record.candidates, items))
     for proposal, measurement in zip(proposals[len(recorded) :], measured, strict=False):
         record.add(proposal, measurement, _fitness(objective, measurement))
-    candidates = record.proposed[told : told + len(proposals)]
-    if len(candidates) > 1 and all(candidate.fitness is None for candidate in candidates):
-        reason = candidates[-1].error
-        raise CandidateError(f"Every candidate of generation {generation} failed, so the search stops: {reason}")
-    return candidates
+    _stop_if_hopeless(record.proposed[: told + len(proposals)], generation)
+    return record.proposed[told : told + len(proposals)]
+
+
+def _stop_if_hopeless(proposed: Sequence[Candidate], generation: int) -> None:
+    """CandidateError when a whole generation failed, or so many single candidates in a row."""
+    last = [candidate for candidate in proposed if candidate.generation == generation]
+    if len(last) > 1 and all(candidate.fitness is None for candidate in last):
+        raise CandidateError(
+            f"Every candidate of generation {generation} failed, so the search stops: {last[-1].error}"
+        )
+    streak = proposed[-HOPELESS:]
+    if len(streak) == HOPELESS and all(candidate.fitness is None for candidate in streak):
+        raise CandidateError(f"The last {HOPELESS} candidates failed, so the search stops: {streak[-1].error}")
 
 
 def score_baselines(

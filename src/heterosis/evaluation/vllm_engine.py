@@ -100,11 +100,12 @@ class VllmEngine:
                 "canary: the workers of one engine merged different weights; the candidate is not scored."
             )
         first = answers[0]
-        rechecked = self._recheck.start(recipe, first["digests"])
+        rechecked = self._recheck.start(recipe, first["digests"]) if first["digests"] else None
         if not self._llm.reset_prefix_cache():
             raise CanaryError("canary: the prefix cache could not be cleared; the candidate is not scored.")
         self._compare(first["digest"], self._probe(), first["expected"])
-        rechecked.result()
+        if rechecked is not None:
+            rechecked.result()
         return Applied(first["digest"], first["merge_seconds"])
 
     def _probe(self) -> list[list[float]]:
