@@ -42,7 +42,7 @@ class AnchorsConfig(Config):
 
     count: Annotated[int, Field(ge=5)] = 50
     """Anchor items of each task."""
-    warmup: Annotated[int, Field(ge=8)] = 24
+    warmup: Annotated[int, Field(ge=8)] = 40
     """Candidates, baselines included, that are scored on every item first; the item model is fitted to them."""
     estimator: Literal["gp-irt", "p-irt", "mp-irt", "gmp-irt", "weighted"] = "gp-irt"
     """How the score on all items is estimated: tinyBenchmarks' (gp-irt, p-irt), MERGE³'s (mp-irt, gmp-irt), or the
