@@ -24,14 +24,31 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file: to a temporary name, to the disk, then renamed."""
+    """Write a text file: to a temporary name, to the disk, then renamed. OSError names the file."""
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with naming(path), temporary.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file would only take more of a full disk
+        raise
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in what the system says of writing it: a full disk is not said of any."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno)}; make room or choose another place", str(path)
+        ) from error
 
 
 # Values that a YAML file may unfold to: far more than any study or recipe has.
@@ -102,7 +119,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         _sync_folder(temporary)
         old = path.with_name(f"{path.name}.{os.getpid()}.old")
         if path.exists():

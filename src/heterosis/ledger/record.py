@@ -7,9 +7,11 @@ Optuna studies share the storage: `NAME` (the search), `NAME/rungs` (what races 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import OptunaError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import Outcomes, TaskOutcomes
@@ -112,11 +116,14 @@ class Record:
         """`objectives`: names of what is raised; more than one makes it a multi-objective Optuna study."""
         self.name = name
         directions = [StudyDirection.MAXIMIZE] * len(objectives)
-        self._study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        if list(self._study.metric_names or ()) != list(objectives):
-            self._name_objectives(objectives)
         self._ranges: dict[str, BaseDistribution] = {g.name: FloatDistribution(g.low, g.high) for g in genes}
-        self._candidates = [_candidate(trial) for trial in self._study.get_trials(deepcopy=False)]
+        with storing(name):
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, directions=directions, load_if_exists=True
+            )
+            if list(self._study.metric_names or ()) != list(objectives):
+                self._name_objectives(objectives)
+            self._candidates = [_candidate(trial) for trial in self._study.get_trials(deepcopy=False)]
         self._listeners: list[Callable[[Candidate], None]] = []
 
     def _name_objectives(self, objectives: Sequence[str]) -> None:
@@ -129,10 +136,10 @@ class Record:
 
         `identity` is plain JSON: models, space, tasks, panel, seed.
         """
-        stored = self._study.user_attrs.get("identity")
+        stored = self.noted("identity")
         if stored is None:
-            self._study.set_user_attr("format", FORMAT)
-            self._study.set_user_attr("identity", dict(identity))
+            self.note("format", FORMAT)
+            self.note("identity", dict(identity))
             return
         for key in sorted(set(stored) | set(identity)):
             if stored.get(key) != json.loads(json.dumps(identity.get(key))):
@@ -177,8 +184,9 @@ class Record:
             intermediate_values=dict(measured.curve),
             user_attrs=_attributes(proposal, measured, fitness),
         )
-        self._study.add_trial(trial)
-        candidate = _candidate(self._study.get_trials(deepcopy=False)[len(self._candidates)])
+        with storing(self.name):
+            self._study.add_trial(trial)
+            candidate = _candidate(self._study.get_trials(deepcopy=False)[len(self._candidates)])
         self._candidates.append(candidate)
         for listener in self._listeners:
             listener(candidate)
@@ -186,11 +194,41 @@ class Record:
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact with the study."""
-        self._study.set_user_attr(key, value)
+        with storing(self.name):
+            self._study.set_user_attr(key, value)
 
     def noted(self, key: str) -> Any:
         """A fact kept with `note`, or None."""
-        return self._study.user_attrs.get(key)
+        with storing(self.name):
+            return self._study.user_attrs.get(key)
+
+
+# What databases say, and what to do about it.
+_REMEDIES = {
+    r"locked|lock timeout": "Another process holds it: wait for it, or stop it",
+    r"read-?only|permission": "Let this user write to it, or give another output",
+    r"disk i/o|full|no space|quota": "Make room on the disk, or give another output",
+    r"malformed|not a database": "The file is damaged: put a backup in its place, or start in another output",
+}
+
+
+@contextlib.contextmanager
+def storing(name: str) -> Iterator[None]:
+    """Say in one line why a storage does not take or give what it should: RecordError."""
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError) as error:
+        reason, remedy = _reason_and_remedy(error.__cause__ or error)
+        raise RecordError(
+            f"{name}: the record is not at hand ({reason}). {remedy}; the same command then goes on from the last "
+            "candidate that was recorded."
+        ) from error
+
+
+def _reason_and_remedy(error: BaseException) -> tuple[str, str]:
+    text = masked(" ".join(re.split(r"\[SQL|\(Background", str(error))[0].split())[:200])
+    remedies = (remedy for said, remedy in _REMEDIES.items() if re.search(said, text, re.IGNORECASE))
+    return text, next(remedies, "Check the database and its URL")
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -199,8 +237,10 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:  # SQLAlchemy and drivers raise their own types
-        reason = masked(" ".join(str(error).split())[:200])
-        raise RecordError(f"record: the storage cannot be opened ({type(error).__name__}: {reason}).") from error
+        reason, remedy = _reason_and_remedy(error)
+        raise RecordError(
+            f"record: the storage cannot be opened ({type(error).__name__}: {reason}). {remedy}."
+        ) from error
 
 
 def sqlite_url(path: Path) -> str:

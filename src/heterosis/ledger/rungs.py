@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from heterosis.evaluation.panel import Outcomes, TaskOutcomes
-from heterosis.ledger.record import Measurement
+from heterosis.ledger.record import Measurement, storing
 
 
 class Piece(NamedTuple):
@@ -26,8 +26,12 @@ class RungRecord:
     """The pieces of a study, in an Optuna study of its own (`NAME/rungs`)."""
 
     def __init__(self, storage: optuna.storages.BaseStorage, name: str) -> None:
-        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        self._pieces = dict(_piece(trial.user_attrs) for trial in self._study.get_trials(deepcopy=False))
+        self._name = name
+        with storing(name):
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+            self._pieces = dict(_piece(trial.user_attrs) for trial in self._study.get_trials(deepcopy=False))
 
     def find(self, recipe_digest: str, rung: int) -> Piece | None:
         """The piece, if it was scored."""
@@ -47,7 +51,8 @@ class RungRecord:
         if measured.error is not None:
             attributes["error"] = measured.error
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self._study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
+        with storing(self._name):
+            self._study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
         key, piece = _piece(attributes)
         self._pieces[key] = piece
         return piece
