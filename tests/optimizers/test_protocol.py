@@ -138,7 +138,7 @@ def test_a_front_spreads_between_the_optima(name: str) -> None:
     assert min(vector[0] for vector in late) < -0.5 < max(vector[0] for vector in late)
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "nsga3"])
 def test_constraints_are_learnt(name: str) -> None:
     late = play_two(name, 160, bound=0.3)[-40:]
     free = play_two(name, 160)[-40:]
@@ -156,6 +156,78 @@ def test_numbers_keep_the_order_feasible_first_then_by_violation_then_failures()
     numbers = as_numbers(found)
     assert sorted(range(5), key=lambda at: -numbers[at]) == [3, 1, 0, 4, 2]
     assert numbers[1] == 0.1
+
+
+def test_numbers_order_as_deb_does_whatever_the_values() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        size = rng.randrange(2, 12)
+        scale = 10.0 ** rng.randrange(-3, 4)
+        found = [
+            None
+            if rng.random() < 0.2
+            else Fitness(scale * rng.gauss(0, 1), (0.0,), (rng.gauss(0, 1), rng.gauss(-1, 1)))
+            for _ in range(size)
+        ]
+        numbers = as_numbers(found)
+        for one, a in zip(found, numbers, strict=True):
+            for two, b in zip(found, numbers, strict=True):
+                if one is not None and (two is None or before(one, two)):
+                    assert a > b
+                if one is None and two is None:
+                    assert a == b
+
+
+def before(one: Fitness, two: Fitness) -> bool:
+    """Deb (2000), section 3: the better objective of two feasible ones, the feasible, the smaller violation."""
+    if one.violation == two.violation == 0.0:
+        return one.value > two.value
+    return one.violation < two.violation
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("level", [-100.0, 100.0])
+def test_samplers_hear_of_a_failure_as_worse_than_all_before_in_everything(name: str, level: float) -> None:
+    optimizer = make_optimizer(name, (0.5, 0.5), 1 / 6, 2, 0, objectives=2, constraints=1)
+    for failures in ([0, 1], [], [0]):
+        genomes = optimizer.ask()
+        told = [Fitness(level, (level + at, level - at), (0.01 * at,)) for at in range(len(genomes))]
+        optimizer.tell(genomes, [None if at in failures else fitness for at, fitness in enumerate(told)])
+    trials = optimizer._study.trials  # type: ignore[attr-defined]
+    assert [trial.values is None for trial in trials] == [True, True, False, False, False, False]
+    failed, others = trials[4], [trials[2], trials[3], trials[5]]
+    for number in range(2):
+        assert failed.values[number] < min(trial.values[number] for trial in others)
+    assert failed.constraints["c0"] > max(trial.constraints["c0"] for trial in others)
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
+def test_constraints_on_one_objective_replay_bit_for_bit(name: str) -> None:
+    def told() -> list[tuple[float, ...]]:
+        optimizer = make_optimizer(name, (0.5, 0.4, 0.6), 1 / 6, BATCH.get(name, 1), 5, constraints=1)
+        log: list[tuple[float, ...]] = []
+        while len(log) < 13:
+            genomes = optimizer.ask()
+            optimizer.tell(genomes, [Fitness(value(g), (value(g),), (g[0] - 0.6,)) for g in genomes])
+            log += genomes
+        return log
+
+    assert told() == told()
+
+
+def test_cma_ranks_the_feasible_first() -> None:
+    optimizer = make("cmaes")
+    for _ in range(60):
+        genomes = optimizer.ask()
+        optimizer.tell(genomes, [Fitness(value(g), (value(g),), (g[0] - 0.4,)) for g in genomes])
+    assert optimizer.mean() == pytest.approx((0.4, 0.8, 0.8), abs=0.05)
+
+
+def test_cma_with_a_spread_replays_bit_for_bit() -> None:
+    def fresh() -> Optimizer:
+        return make_optimizer("cmaes", (0.5, 0.5, 0.5), 1 / 6, 8, 7, spread=(0.1, 1.0, 2.0))
+
+    assert play(fresh(), 48) == play(fresh(), 48)
 
 
 def test_a_warm_start_narrows_the_first_generation_of_cma() -> None:

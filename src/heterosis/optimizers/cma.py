@@ -43,8 +43,6 @@ class CmaEs:
         }
         if spread is not None:
             options["CMA_stds"] = list(spread)
-        if spread is not None:
-            options["CMA_stds"] = list(spread)
         self._strategy: Any = cma.CMAEvolutionStrategy(list(initial), sigma, options)
         self._asked: list[Any] = []
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
-from heterosis.optimizers.protocol import Fitness, Genome, as_numbers
-
-# How far a failed candidate misses every constraint.
-FAILED = 1e6
+from heterosis.optimizers.protocol import Fitness, Genome
 
 SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     # Candidates are points in one joint space, so TPE models the genes together. With several objectives it splits
     # good from bad by hypervolume.
     "tpe": lambda seed, _: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    # With several objectives: expected hypervolume improvement.
+    # With several objectives: expected hypervolume improvement, at a second or more a candidate with two objectives and far
+    # more from four; TPE takes hundredths.
     "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed, deterministic_objective=False),
     "nsga2": lambda seed, population: optuna.samplers.NSGAIISampler(seed=seed, population_size=population),
     "nsga3": lambda seed, population: optuna.samplers.NSGAIIISampler(seed=seed, population_size=population),
@@ -58,7 +56,7 @@ class OptunaSampler:
         if name != "random":
             for start in starts:
                 self._study.enqueue_trial(dict(zip(self._names, start, strict=True)))
-        self._lowest = [0.0] * objectives
+        self._told: list[Fitness] = []
         self._asked: list[optuna.Trial] = []
 
     def ask(self) -> list[Genome]:
@@ -67,22 +65,31 @@ class OptunaSampler:
         return [tuple(trial.params[gene] for gene in self._names) for trial in self._asked]
 
     def tell(self, genomes: Sequence[Genome], found: Sequence[Fitness | None]) -> None:
-        """Complete the trials of the generation."""
-        assert len(genomes) == len(self._asked)
-        for trial, values, fitness in zip(self._asked, self._values(found), found, strict=True):
-            missed = [FAILED] * self._constraints if fitness is None else fitness.violations[: self._constraints]
-            for number, amount in enumerate(missed):
-                trial.set_constraint(f"c{number}", amount)
-            self._study.tell(trial, values)
+        """Complete the trials of the generation.
 
-    def _values(self, found: Sequence[Fitness | None]) -> list[Any]:
-        """What each is told; a failure is worse than all that came before, in every objective."""
-        known = [fitness.vector for fitness in found if fitness is not None]
-        if self._objectives == 1 and not self._constraints:
-            return as_numbers(found)
-        self._lowest = [min(column) for column in zip(self._lowest, *known, strict=True)]
-        worst = [low - 1.0 for low in self._lowest]
-        return [worst if fitness is None else list(fitness.vector) for fitness in found]
+        A failure is worse than all that came before, in every objective and constraint; before anything was scored it
+        is told as failed, from which samplers learn nothing.
+        """
+        assert len(genomes) == len(self._asked)
+        self._told += [fitness for fitness in found if fitness is not None]
+        failed = self._failed()
+        for trial, fitness in zip(self._asked, (fitness or failed for fitness in found), strict=True):
+            if fitness is None:
+                self._study.tell(trial, state=TrialState.FAIL)
+                continue
+            for number in range(self._constraints):
+                trial.set_constraint(f"c{number}", fitness.violations[number])
+            self._study.tell(trial, fitness.vector)
+
+    def _failed(self) -> Fitness | None:
+        if not self._told:
+            return None
+        vector = [_beyond(column) for column in zip(*(each.vector for each in self._told), strict=True)]
+        missed = [
+            -_beyond([0.0, *(-max(0.0, amount) for amount in column)])
+            for column in zip(*(each.violations for each in self._told), strict=True)
+        ]
+        return Fitness(_beyond([each.value for each in self._told]), tuple(vector), tuple(missed))
 
     def mean(self) -> Genome | None:
         """Samplers have no mean."""
@@ -91,3 +98,9 @@ class OptunaSampler:
     def converged(self) -> bool:
         """Samplers never stop by themselves."""
         return False
+
+
+def _beyond(numbers: Sequence[float]) -> float:
+    """Below all of them, by as much as they spread (1 if they do not): low, but no outlier that hides the rest."""
+    low = min(numbers)
+    return low - ((max(numbers) - low) or 1.0)
