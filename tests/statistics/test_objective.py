@@ -101,3 +101,18 @@ def test_on_another_split_bounds_are_the_parents_scores_there() -> None:
 def test_a_bound_on_an_unknown_task_is_refused() -> None:
     with pytest.raises(StudyError, match="constraints: maths is none of the tasks: accuracy, bits"):
         Objective("mean", SHARES, [Bound("maths", "best_parent")])
+
+
+def test_a_bound_against_an_unknown_parent_is_refused() -> None:
+    objective = Objective("mean", SHARES, [Bound("accuracy", "z")])
+    objective.calibrate(PARENTS)
+    with pytest.raises(StudyError, match="constraints: z is none of the parents: x, y"):
+        objective.judge({"accuracy": 0.7, "bits": 2.0})
+
+
+def test_a_parent_keeps_a_bound_against_itself_exactly() -> None:
+    objective = Objective("mean", SHARES, [Bound(task, parent) for task in SHARES for parent in PARENTS])
+    objective.calibrate(PARENTS)
+    for name, scores in PARENTS.items():
+        missed = objective.judge(scores).violations
+        assert [m for m, bound in zip(missed, objective.bounds, strict=True) if bound.against == name] == [0.0, 0.0]

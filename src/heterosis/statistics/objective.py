@@ -129,6 +129,8 @@ class Objective:
         sign = 1.0 if self.shares[bound.task].higher_is_better else -1.0
         if not parents:
             raise RecordError("constraints: the parents must be scored before a bound against them can be met.")
+        if bound.against != BEST_PARENT and bound.against not in parents:
+            raise StudyError(f"constraints: {bound.against} is none of the parents: {', '.join(parents)}.")
         among = parents if bound.against == BEST_PARENT else {bound.against: parents[str(bound.against)]}
         best = max(sign * each[bound.task] for each in among.values())
         return sign * (best - bound.margin)
