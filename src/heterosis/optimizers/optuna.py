@@ -21,8 +21,8 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     # Candidates are points in one joint space, so TPE models the genes together. With several objectives it splits
     # good from bad by hypervolume.
     "tpe": lambda seed, _: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    # With several objectives: expected hypervolume improvement, at a second or more a candidate with two objectives and far
-    # more from four; TPE takes hundredths.
+    # With several objectives: expected hypervolume improvement, at a second or more a candidate with two objectives and
+    # far more with four; TPE takes hundredths.
     "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed, deterministic_objective=False),
     "nsga2": lambda seed, population: optuna.samplers.NSGAIISampler(seed=seed, population_size=population),
     "nsga3": lambda seed, population: optuna.samplers.NSGAIIISampler(seed=seed, population_size=population),
