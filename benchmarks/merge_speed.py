@@ -3,7 +3,8 @@
     python benchmarks/merge_speed.py --json figures.json
 
 A delta element is one entry of one parent. All contestants run in turn on the same random models, with the same number
-of threads; the least and the median of the rounds are reported. See docs/benchmarks.md.
+of threads. The copy reads the same base and parents from the same mapped files and writes all that it reads; speeds are
+bytes read and written per second. The least and the median of the rounds are reported. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ ON_DISK = ("dare_ties",)
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
+    threads, clock = (1, "process_time") if options.processor_time else (options.threads, "perf_counter")
+    torch.set_num_threads(threads)
     shape, rounds = (QUICK, 2) if options.quick else (USUAL, options.rounds)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
@@ -71,16 +73,17 @@ def main() -> None:
         make_family(work / "models", shape, PARENTS)
         folders = {name: work / "models" / name for name in PARENTS}
         with closing(open_family(work / "models" / "base", folders)) as family:
-            figures = {"benchmark": "merge_speed", "quick": options.quick, "machine": machine(options.threads)}
+            figures = {"benchmark": "merge_speed", "quick": options.quick, "machine": machine(threads)}
+            figures["clock"] = clock
             figures["model"] = _model(family)
             figures["compile"] = _compile_times(work)
-            worker = stack.enter_context(_worker(peer, family, options.threads)) if peer else None
+            worker = stack.enter_context(_worker(peer, family, threads, clock)) if peer else None
             figures["mergekit"] = worker and worker.versions
             figures["families"] = [
-                _family(family, PARENTS[:count], options.only, worker, rounds, compiled=not options.quick)
+                _family(family, PARENTS[:count], options.only, worker, rounds, not options.quick, getattr(time, clock))
                 for count in (2, 3)
             ]
-        on_disk = [label for label in ON_DISK if label in options.only]
+        on_disk = [label for label in ON_DISK if label in options.only and not options.no_disk]
         figures["disk"] = _disk(work, on_disk, peer, 1 if options.quick else 2)
     _print(figures)
     write_json(options.json, figures)
@@ -93,6 +96,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="rows of the table; all of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--processor-time", action="store_true", help="one thread, and its processor time: for a machine that is busy"
+    )
+    parser.add_argument("--no-disk", action="store_true", help="leave the whole commands out")
     parser.add_argument("--folder", type=Path, help="where to put the models, 3 GB; default: the system's temporary")
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help=f"a Python that has mergekit {MERGEKIT}")
     parser.add_argument("--no-mergekit", action="store_true", help="leave mergekit out")
@@ -140,10 +147,11 @@ class Worker:
 
 
 @contextmanager
-def _worker(python: Path, family: Family, threads: int) -> Iterator[Worker]:
+def _worker(python: Path, family: Family, threads: int, clock: str) -> Iterator[Worker]:
     names = [name for name in family.base.specs if any(f".layers.{at}." in name for at in range(MERGEKIT_LAYERS))]
     elements = sum(family.base.specs[name].numel for name in names)
-    first = {"threads": threads, "names": names, "folders": [str(m.folder) for m in family.members.values()]}
+    folders = [str(member.folder) for member in family.members.values()]
+    first = {"threads": threads, "clock": clock, "names": names, "folders": folders}
     command = [python, Path(__file__).with_name("mergekit_worker.py")]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     pipe = subprocess.PIPE
@@ -183,7 +191,13 @@ def _compile_times(work: Path) -> dict[str, float]:
 
 
 def _family(
-    family: Family, parents: Sequence[str], only: Sequence[str], worker: Worker | None, rounds: int, compiled: bool
+    family: Family,
+    parents: Sequence[str],
+    only: Sequence[str],
+    worker: Worker | None,
+    rounds: int,
+    compiled: bool,
+    clock: Callable[[], float],
 ) -> dict[str, Any]:
     entries = sum(spec.numel for spec in family.base.specs.values())
     read, written = (len(parents) + 1) * 2 * entries, 2 * entries
@@ -193,8 +207,8 @@ def _family(
         case = CASES[label]
         say(f"{len(parents)} parents: {label}")
         weights = {name: 0.4 if case.equal_weights else WEIGHTS[name] for name in parents}
-        run, index_s = _ours(family, case, weights, compiled)
-        contestants = {"ours": timed(run), **{name: timed(copy) for name, copy in copies.items()}}
+        run, index_s = _ours(family, case, weights, compiled, clock)
+        contestants = {"ours": timed(run, clock), **{name: timed(copy, clock) for name, copy in copies.items()}}
         found = interleaved(contestants, rounds)
         ours = found["ours"].per(entries * len(parents))
         speed = {name: 2 * read / found[name].least for name in copies}
@@ -208,7 +222,7 @@ def _family(
             "fraction_of_copy": {name: (read + written) / found["ours"].least / value for name, value in speed.items()},
         }
         if worker is not None and case.mergekit is not None:
-            again = {"ours": timed(run), "mergekit": worker.seconds(case, list(weights.values()))}
+            again = {"ours": timed(run, clock), "mergekit": worker.seconds(case, list(weights.values()))}
             both = interleaved(again, 2)
             theirs = both["mergekit"].per(worker.elements * len(parents))
             beside = both["ours"].per(entries * len(parents))
@@ -217,7 +231,9 @@ def _family(
     return {"parents": len(parents), "methods": rows}
 
 
-def _ours(family: Family, case: Case, weights: Mapping[str, float], compiled: bool) -> tuple[Callable[[], None], float]:
+def _ours(
+    family: Family, case: Case, weights: Mapping[str, float], compiled: bool, clock: Callable[[], float]
+) -> tuple[Callable[[], None], float]:
     """One merge of the whole model as a search makes it, and the seconds that building the indices took before."""
     parameters = {name: {"weight": weight, **case.parameters} for name, weight in weights.items()}
 
@@ -228,9 +244,9 @@ def _ours(family: Family, case: Case, weights: Mapping[str, float], compiled: bo
     builder = Builder(family, compiled=compiled)
     plan = builder.plan(recipe_for(family, case.method, parameters))
     merge(builder)  # compiles
-    usual = timed(lambda: merge(builder))()
+    usual = timed(lambda: merge(builder), clock)()
     fresh = Builder(family, compiled=compiled)
-    first = timed(lambda: merge(fresh))()
+    first = timed(lambda: merge(fresh), clock)()
     return lambda: merge(builder), max(0.0, first - usual) if "density" in case.parameters else 0.0
 
 
@@ -313,7 +329,7 @@ def _files(work: Path, case: Case) -> tuple[Path, Path]:
 
 def _print(figures: Mapping[str, Any]) -> None:
     model, host = figures["model"], figures["machine"]
-    print(f"{host['cpu']}, {host['threads']} threads, torch {host['torch']}")
+    print(f"{host['cpu']}, {host['threads']} threads, torch {host['torch']}, {figures['clock']}")
     print(f"{model['entries'] / 1e6:.0f}M parameters in {model['tensors']} tensors, {model['dtype']}")
     print("first use: {cold_s:.1f} s to compile, {warm_s:.1f} s in later processes".format(**figures["compile"]))
     for family in figures["families"]:
@@ -326,6 +342,8 @@ def _print(figures: Mapping[str, Any]) -> None:
             if "times_mergekit" in row:
                 line += f" {row['mergekit_ns_per_delta_element']['min']:9.1f} {row['times_mergekit']['min']:6.0f}"
             print(line)
+    if not figures["disk"]["methods"]:
+        return
     print(f"\non disk, {figures['disk']['bytes_read'] / 1e9:.1f} GB read")
     for label, row in figures["disk"]["methods"].items():
         print(f"{label:20} " + "   ".join(f"{name.removesuffix('_s')} {s['min']:.1f} s" for name, s in row.items()))
