@@ -111,6 +111,7 @@ def test_a_pareto_study_keeps_its_constraint_in_view_and_certifies_its_front(
     assert {len(trial.values) for trial in trials(tmp_path)} == {2}
     tested = {row["label"] for row in found["table"] if "test" in row}
     assert set(found["front"]) <= tested
+    assert found["hypervolume"] >= 0.0
     (bound,) = found["constraints"]
     assert bound["task"] == "demo_add"
     assert bound["met"] == (bound["score"] >= bound["limit"])

@@ -10,7 +10,7 @@ from heterosis.evaluation.panel import Split
 from heterosis.finals import tables_of
 from heterosis.ledger.record import Candidate, Record
 from heterosis.statistics import Objective
-from heterosis.statistics.pareto import front
+from heterosis.statistics.pareto import front, hypervolume
 
 
 def spread_out(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -37,6 +37,12 @@ def front_of(record: Record, among: Collection[str], split: Split, objective: Ob
     feasible = [c for c in scored if c.fitness is not None and c.fitness.violation == 0.0] or scored
     tables = tables_of([candidate.outcomes for candidate in feasible], split)
     return front([candidate.label for candidate in feasible], tables, objective, seed)
+
+
+def covered(record: Record, labels: Collection[str]) -> float:
+    """Hypervolume of candidates on a split, over the point where every task is as bad as its worst parent."""
+    vectors = [c.fitness.vector for c in record.candidates if c.label in labels and c.fitness is not None]
+    return hypervolume(vectors, [0.0] * len(vectors[0]))
 
 
 def _beats(one: Candidate, other: Candidate) -> bool:

@@ -20,7 +20,7 @@ from heterosis.evaluation.panel import SplitName
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
 from heterosis.finals import Choice, choose, finalists, score_all, seed_variants
-from heterosis.fronts import front_of, spread_out
+from heterosis.fronts import covered, front_of, spread_out
 from heterosis.ledger.lineage import Lineage, StudyFacts
 from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import Proposal, Record, open_storage, sqlite_url
@@ -265,7 +265,8 @@ def _certify(
         scorer = _scorer(engine, prepared, "test", records.test)
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
     extra = {"contamination": records.search.noted("contamination"), "anchors": _anchor_errors(records.search)}
-    extra |= {"front": list(front)} if front else {}
+    if front:
+        extra |= {"front": list(front), "hypervolume": covered(records.selection, front)}
     return result_of(prepared, records.by_split(), choice, wanted, extra)
 
 

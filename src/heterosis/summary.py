@@ -85,7 +85,10 @@ def _search_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _claim_lines(result: Mapping[str, Any]) -> Iterator[str]:
     if result.get("front"):
-        yield f"Pareto front on the selection split, none beaten beyond doubt: {', '.join(result['front'])}"
+        yield (
+            f"Pareto front on the selection split, none beaten beyond doubt: {', '.join(result['front'])} "
+            f"(hypervolume over the worst parents {result['hypervolume']:.4f})"
+        )
     for name, found in result["heterosis"].items():
         against = found["against"] if isinstance(found["against"], str) else "mean of the parents"
         chance = f", p = {found['p']:.3g}" if found.get("p") is not None else ""
