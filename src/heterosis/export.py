@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,9 +58,9 @@ def export(
             _write(builder, plan, work, results, shard_bytes)
             return _proven(builder, recipe, work, folder, expected_digest)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror or error}). Make room, or give a folder on another "
-            "disk. Nothing was written."
+            f"{folder}: cannot be written ({reason}). Make room, or give a folder on another disk. Nothing was written."
         ) from error
 
 
