@@ -42,9 +42,12 @@ def main() -> None:
         whole.run_to_the_end()
         alone = time.perf_counter() - started
         cut = Trial(work / "cut", options.engine, options.candidates)
-        kills = _kill_again_and_again(cut, options.kills, options.longest, random.Random(options.seed))
+        expected = whole.state()
+        kills, differences = _kill_again_and_again(
+            cut, expected, options.kills, options.longest, random.Random(options.seed)
+        )
         cut.run_to_the_end()
-        differences = _differences(whole.state(), cut.state())
+        differences += _differences(expected, cut.state())
     figures = {
         "benchmark": "chaos",
         "engine": options.engine,
@@ -107,7 +110,7 @@ class Trial:
         return (self.folder / "runs" / "demo" / "result.json").is_file()
 
     def begin_again(self) -> None:
-        """Forget the study: it ended before it was killed often enough."""
+        """Forget the study, which ended before it was killed often enough."""
         shutil.rmtree(self.folder / "runs")
 
     def state(self) -> dict[str, Any]:
@@ -125,8 +128,12 @@ class Trial:
         return found
 
 
-def _kill_again_and_again(trial: Trial, kills: int, longest: float, rng: random.Random) -> Counter[str]:
+def _kill_again_and_again(
+    trial: Trial, expected: dict[str, Any], kills: int, longest: float, rng: random.Random
+) -> tuple[Counter[str], list[str]]:
+    """Kills by victim, and differences of the studies that ended before they were killed often enough."""
     done: Counter[str] = Counter()
+    differences: list[str] = []
     while sum(done.values()) < kills:
         process = trial.start()
         deadline = time.monotonic() + rng.uniform(1.0, longest)
@@ -136,6 +143,7 @@ def _kill_again_and_again(trial: Trial, kills: int, longest: float, rng: random.
             if process.returncode != 0:
                 raise SystemExit((trial.folder / "log").read_text(errors="replace")[-4000:])
             if trial.finished and sum(done.values()) < kills:
+                differences += _differences(expected, trial.state())
                 trial.begin_again()
             continue
         victim = rng.choice(VICTIMS)
@@ -146,7 +154,7 @@ def _kill_again_and_again(trial: Trial, kills: int, longest: float, rng: random.
                 done["program"] += _kill(process, "program")
         process.wait()
         _say(f"{sum(done.values())} kills")
-    return done
+    return done, differences
 
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> int:

@@ -31,10 +31,10 @@ def write_text(path: Path, text: str) -> None:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
+        temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)  # half a file would only take more of a full disk
         raise
-    temporary.replace(path)
     _sync_folder(path.parent)
 
 
