@@ -44,6 +44,12 @@ def main() -> None:
     except OSError as error:
         _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(2)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        _errors().print(
+            f"[bold red]error:[/bold red] not enough memory{_plain(reason)}. Nothing was lost.", soft_wrap=True
+        )
+        sys.exit(3)
 
 
 @app.callback(invoke_without_command=True)
