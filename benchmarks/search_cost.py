@@ -37,7 +37,7 @@ from heterosis.optimizers import Fitness, Genome, Optimizer, make_optimizer
 from heterosis.race import Race
 from heterosis.recipe import Recipe
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne, PartScorer
-from heterosis.search import Budget, Stage, search
+from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, at_depth, default_population, transfer
 from heterosis.statistics import Objective
 
@@ -308,7 +308,8 @@ def _stages(
         def begin(before: Space | None, mean: Genome | None, space: Space = space, number: int = number) -> Optimizer:
             start = space.initial if before is None or mean is None else transfer(before, mean, space)
             population = default_population(len(space.genes)) if way.optimizer == "cmaes" else 1
-            inner = make_optimizer(way.optimizer, start, space.config.sigma, population, seed + number)
+            sigma = space.config.sigma * (LATER_STEP if number else 1.0)
+            inner = make_optimizer(way.optimizer, start, sigma, population, seed + number)
             return Watched(inner, lambda optimizer: look(space, optimizer))
 
         part = sum(shares[: number + 1]) / sum(shares)

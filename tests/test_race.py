@@ -194,6 +194,12 @@ def test_a_budget_of_items_ends_a_race_at_the_next_question() -> None:
     assert 7 * 80 + 90 <= used <= 7 * 80 + 90 + 40
 
 
+def test_a_candidate_whose_turn_never_came_is_no_failure() -> None:
+    record = Study().run(Hill(), Budget(None, None, len(BASELINES) * 80 + 30))
+    assert [c.items for c in record.proposed] == [20, 20]
+    assert all(c.error is None for c in record.proposed)
+
+
 def test_a_candidate_that_fails_is_recorded_with_its_cause_and_the_others_race_on() -> None:
     broken = Study().run(Hill(), Budget(2, None, None)).proposed[1].recipe_digest
     record = Study().run(Hill(failing=[broken]), Budget(POPULATION, None, None))

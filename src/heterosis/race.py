@@ -87,6 +87,8 @@ class Race:
         complete += [runner.outcomes for runner in runners if runner.outcomes and _is_whole(runner.outcomes)]
         yardstick = Yardstick(complete)
         for runner in runners[recorded:]:
+            if runner.outcomes is None and runner.error is None:
+                return  # the budget ended before its turn; it was never a candidate
             yield self._measurement(runner, yardstick)
 
     def _field(self, generation: int, before: Sequence[Candidate]) -> Field:
@@ -150,9 +152,8 @@ class Race:
 
     def _measurement(self, runner: Runner, yardstick: Yardstick) -> Measurement:
         seconds = dict(runner.seconds)
-        if runner.error is not None or not runner.outcomes:
-            reason = runner.error or "the budget ended before anything was scored"
-            return Measurement({}, {}, None, seconds, runner.items, reason)
+        if runner.error is not None or runner.outcomes is None:
+            return Measurement({}, {}, None, seconds, runner.items, runner.error)
         scores = estimated_scores(runner.outcomes, self._split, yardstick)
         race = {"place": runner.place, "rungs": len(runner.curve)}
         return Measurement(

@@ -31,7 +31,7 @@ from heterosis.optimizers import Genome, Optimizer, make_optimizer
 from heterosis.race import Race
 from heterosis.results import result as result_of
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
-from heterosis.search import Budget, Stage, search
+from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, transfer
 from heterosis.study import WARM_START, Prepared, prepare
 from heterosis.watch import Watcher
@@ -231,6 +231,8 @@ def _beginner(prepared: Prepared, space: Space, number: int) -> Callable[[Space 
         elif before is None and warm is not None:
             initial, spread, starts = warm.mean, warm.spread, warm.starts
         sigma = config.optimizer.sigma or config.resolved_space.sigma
+        if number:
+            sigma *= LATER_STEP
         return make_optimizer(
             config.optimizer.name,
             initial,

@@ -15,6 +15,9 @@ from heterosis.statistics import Objective
 
 # Failures in a row after which nothing better is to be expected.
 HOPELESS = 10
+# First step size of a stage after the first, as a part of the first stage's. At the full one a finer space loses what a
+# coarser one found before it has learnt anything (docs/search-cost.md).
+LATER_STEP = 0.4
 
 
 class Budget(NamedTuple):
