@@ -1,8 +1,0 @@
-"""The simulator is shared with the benchmarks and lives there."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
