@@ -94,6 +94,7 @@ def test_an_included_file_gives_what_the_file_itself_does_not_say(tmp_path: Path
         ("- a\n", "must hold keys and values"),
         ("{", "not a YAML file"),
         ("task: !!python/object/apply:os.getcwd []\n", "not a YAML file"),
+        ("task: t\ndataset_path: json\n", "json without files. Add dataset_kwargs"),
     ],
 )
 def test_a_file_that_is_no_task_is_refused_in_one_line(tmp_path: Path, base: Path, text: str, message: str) -> None:
@@ -116,6 +117,7 @@ def test_a_missing_task_file_is_refused(tmp_path: Path, base: Path) -> None:
         (0, {}, {}, "data file mine.jsonl is empty"),
         (4, {"metric_list": [{"metric": "acuracy"}]}, {}, "acuracy is no metric of lm-eval's own. Choose one of acc,"),
         (4, {"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, {}, "acc is no metric of lm-eval's own"),
+        (4, {"metric_list": {}}, {}, "mine: no metric. Add one"),
         (4, {"doc_to_text": "{{prompt"}, {}, "mine.yaml: lm-eval cannot use this task"),
         (4, {"test_split": "validation"}, {}, "mine.yaml: lm-eval cannot use this task"),
         (4, {"output_type": "essay"}, {}, "mine.yaml: lm-eval cannot use this task"),

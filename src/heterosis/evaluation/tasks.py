@@ -65,6 +65,10 @@ class TaskChoice(NamedTuple):
     """Field of the documents whose equal values belong together; None: long texts that documents share."""
 
 
+# Dataset paths that are no data sets but ways to read files; without files they would be looked for on the hub.
+FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+
+
 class PanelTask:
     """One lm-eval task with one metric, ready to be answered any number of times."""
 
@@ -73,6 +77,8 @@ class PanelTask:
         self.spec = choice.task
         self.limit = choice.limit
         self._task = task
+        if not task.aggregation():
+            raise TaskError(f"{name}: no metric. Add one to its metric_list.")
         self.metric = choice.metric or next(iter(task.aggregation()))
         if self.metric not in task.aggregation():
             known = ", ".join(task.aggregation())
@@ -254,6 +260,9 @@ def read_task_file(path: Path, _including: tuple[Path, ...] = ()) -> dict[str, A
     arguments = merged.get("dataset_kwargs")
     if isinstance(arguments, dict) and arguments.get("trust_remote_code"):
         raise TaskError(f"{path}: dataset_kwargs.trust_remote_code would run its code. Give data files.")
+    named = isinstance(arguments, dict) and (arguments.get("data_files") or arguments.get("data_dir"))
+    if not _including and merged.get("dataset_path") in FILE_FORMATS and not named:
+        raise TaskError(f"{path}: {merged['dataset_path']} without files. Add dataset_kwargs: {{data_files: FILE}}.")
     if isinstance(arguments, dict) and "data_files" in arguments:
         merged["dataset_kwargs"] = arguments | {"data_files": _absolute(arguments["data_files"], path)}
     return merged
