@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heterosis.errors import CandidateError
-from heterosis.evaluation.panel import Outcomes, Split
+from heterosis.evaluation.panel import Split
 from heterosis.ledger.record import Candidate, Proposal, Record
 from heterosis.recipe import Recipe
 from heterosis.scoring import Scorer
@@ -19,6 +19,7 @@ from heterosis.standings import standings
 from heterosis.statistics import Interval, Objective, resample
 from heterosis.statistics.bootstrap import Array, TaskTable, cluster_sums
 from heterosis.statistics.comparison import Comparison, Scale
+from heterosis.statistics.influence import tables_of
 from heterosis.statistics.multiple import holm
 
 # How often a claim may be made that is not true.
@@ -168,19 +169,6 @@ class Evidence:
 
     def _scale(self, task: str | None) -> Comparison:
         return self._objective if task is None else self._tasks[task]
-
-
-def tables_of(outcomes: Sequence[Outcomes], split: Split) -> dict[str, TaskTable]:
-    """Outcomes on a split's items by task, one row for each of `outcomes`."""
-    return {
-        task: TaskTable(
-            values=np.stack([each[task].values for each in outcomes]),
-            weights=outcomes[0][task].weights,
-            score=split.tasks[task].score,
-            clusters=split.clusters[task],
-        )
-        for task in split.items
-    }
 
 
 def _centred(

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from heterosis.evaluation.panel import Split
-from heterosis.finals import tables_of
 from heterosis.ledger.record import Candidate, Record
 from heterosis.statistics import Objective
+from heterosis.statistics.influence import tables_of
 from heterosis.statistics.pareto import front, hypervolume
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from heterosis.evaluation.panel import SPLITS, Split, SplitName
-from heterosis.finals import VARIANT, Choice, Evidence, claims, seed_spread, tables_of
+from heterosis.finals import VARIANT, Choice, Evidence, claims, seed_spread
 from heterosis.ledger.record import Candidate, Record
 from heterosis.standings import standings
 from heterosis.statistics import Objective
 from heterosis.statistics.bootstrap import Array, TaskTable, cluster_sums, resampled
+from heterosis.statistics.influence import tables_of
 from heterosis.statistics.multiple import groups_of, optimism, simultaneous
 from heterosis.study import Prepared
 

@@ -51,9 +51,9 @@ def influence(tables: Mapping[str, TaskTable], gradient: Gradient) -> Influence:
     return Influence(np.concatenate(parts, axis=1), np.concatenate(known, axis=1))
 
 
-def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objective) -> Influence:
-    """Influence of every cluster of a split's items on the objective of candidates with these outcomes."""
-    tables = {
+def tables_of(outcomes: Sequence[Outcomes], split: Split) -> dict[str, TaskTable]:
+    """Outcomes on a split's items by task, one row for each of `outcomes`."""
+    return {
         task: TaskTable(
             values=np.stack([each[task].values for each in outcomes]),
             weights=outcomes[0][task].weights,
@@ -62,7 +62,11 @@ def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objectiv
         )
         for task in split.items
     }
-    return influence(tables, objective.gradient)
+
+
+def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objective) -> Influence:
+    """Influence of every cluster of a split's items on the objective of candidates with these outcomes."""
+    return influence(tables_of(outcomes, split), objective.gradient)
 
 
 def known_means(table: TaskTable) -> Array:
