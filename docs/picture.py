@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from heterosis.summary import result_table
+from heterosis.summary import result_table, task_table
 
 
 def main(source: Path, target: Path) -> None:
@@ -19,6 +19,7 @@ def main(source: Path, target: Path) -> None:
     result = json.loads(source.read_text(encoding="utf-8"))
     console = Console(record=True, width=122, file=io.StringIO(), highlight=False)
     console.print(result_table(result))
+    console.print(task_table(result))
     console.print(f"[bold]{escape(result['verdict'])}[/bold]")
     svg = console.export_svg(title=f"heterosis run {result['study']}")
     target.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
