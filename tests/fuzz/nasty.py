@@ -114,7 +114,8 @@ _VALUES = st.one_of(st.sampled_from(VALUES), st.integers(), st.floats(), st.text
 
 def _mutated(valid: Any, changes: list[tuple[int, str, Any]]) -> Any:
     content = copy.deepcopy(valid)
-    for at, action, value in changes:
+    for at, action, drawn in changes:
+        value = copy.deepcopy(drawn)  # it may be changed by the next change, and drawn again
         places = list(_places(content))
         if not places:
             return content

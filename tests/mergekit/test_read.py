@@ -72,6 +72,21 @@ def test_a_configuration_survives_the_way_there_and_back(root: Path, name: str) 
     assert digest(root, yaml.safe_load(again.to_yaml())) == digest(root, content)
 
 
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs", "ties"])
+def test_a_density_may_rise_to_one_along_depth(root: Path, method: str) -> None:
+    def tensors(*densities: float) -> dict[str, Tensor]:
+        options = {"weight": 0.5, "density": list(densities)}
+        parts = [{"model": name, "parameters": options} for name in ("a", "b")]
+        return merged(root, {"merge_method": method, "base_model": "base", "models": parts, "dtype": "float32"})
+
+    rising, whole = tensors(0.5, 1.0), tensors(1.0, 1.0)
+    last = max(int(name.split(".")[2]) for name in rising if "layers" in name)
+    for name in rising:
+        if f"layers.{last}." in name:
+            assert torch.equal(rising[name], whole[name]), name
+    assert any(not torch.equal(rising[name], whole[name]) for name in rising if "layers.0." in name)
+
+
 def test_lora_and_revision_are_parts_of_a_models_name() -> None:
     config = parse({"merge_method": "linear", "models": models("o/m@v1+o/adapter@v2", weight=1)}, "x")
     assert config.models is not None

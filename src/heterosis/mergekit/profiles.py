@@ -77,11 +77,13 @@ class Profiles:
 
 
 def _profile(values: Sequence[Values | None]) -> Values:
-    """One value where all layers agree, else one per layer; what is absent from a layer counts as neutral there."""
-    present = [each for each in values if each is not None]
+    """One value where all layers agree, else one per layer; what is absent from a layer counts as neutral there.
+
+    A layer may have values without one that others have: nothing is dropped where a density reaches 1.
+    """
     found: Values = {}
-    for name in present[0]:
-        column = [None if each is None else each[name] for each in values]
+    for name in dict.fromkeys(name for each in values if each is not None for name in each):
+        column = [None if each is None else each.get(name, NEUTRAL.get(name)) for each in values]
         given = [value for value in column if value is not None]
         if all(value == given[0] for value in given):
             found[name] = given[0]
