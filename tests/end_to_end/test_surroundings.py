@@ -116,7 +116,7 @@ def test_a_winner_that_does_not_fit_on_the_disk_is_one_line_and_comes_with_the_n
     with no_file_larger_than(1_500_000):  # room for the record, not for two megabytes of weights
         code, _, said = heterosis("run", study, "--quiet")
     assert code == 2
-    one_line(said, str(folder / "winner"), "make room")
+    one_line(said, str(folder / "winner"), "Make room")
     assert not list(folder.glob("winner*"))
     assert not (folder / "result.json").exists()
     assert heterosis("run", study, "--quiet")[0] == 0
