@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from paper_family import BLANK
 
 from heterosis.anchored import Anchored
 from heterosis.config import AnchorsConfig
@@ -16,18 +17,11 @@ from heterosis.evaluation.panel import Split, TaskOutcomes
 from heterosis.evaluation.tasks import Item
 from heterosis.ledger import Proposal, Record
 from heterosis.ledger.record import Measurement
-from heterosis.recipe import Parameters, Recipe, Source
-from heterosis.space import WHOLE, blank_with
+from heterosis.recipe import Parameters, Recipe
+from heterosis.space import blank_with
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
-BLANK = Recipe(
-    method="task_arithmetic",
-    base=Source(name="base", model="b", digest="0"),
-    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
-    groups=WHOLE,
-    parameters={},
-)
 ITEMS, WARM = 120, 12
 CONFIG = AnchorsConfig(count=20, warmup=WARM)
 TASK: Any = SimpleNamespace(score=lambda mean: mean)

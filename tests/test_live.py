@@ -6,21 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from paper_family import BASELINES
 
 from heterosis.errors import CanaryError
 from heterosis.evaluation.engine import Applied
 from heterosis.live import LiveEngine
-from heterosis.recipe import Recipe, Source
-from heterosis.space import WHOLE, baselines
 
-BLANK = Recipe(
-    method="task_arithmetic",
-    base=Source(name="base", model="b", digest="0"),
-    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
-    groups=WHOLE,
-    parameters={},
-)
-AVERAGE, OTHER = list(baselines(BLANK).values())[-2:]
+AVERAGE, OTHER = list(BASELINES.values())[-2:]
 
 
 def live(recorded: dict[str, str], gives: str, monkeypatch: pytest.MonkeyPatch) -> LiveEngine:

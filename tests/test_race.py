@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from paper_family import BASELINES, SPACE
 
-from heterosis.config import RacingConfig, SpaceConfig
+from heterosis.config import RacingConfig
 from heterosis.evaluation.panel import Split, TaskOutcomes
 from heterosis.evaluation.tasks import Item
 from heterosis.ledger import Candidate, Record
@@ -19,25 +20,11 @@ from heterosis.ledger.record import Measurement
 from heterosis.ledger.rungs import RungRecord
 from heterosis.optimizers import make_optimizer
 from heterosis.race import Race
-from heterosis.recipe import Recipe, Source
+from heterosis.recipe import Recipe
 from heterosis.search import Budget, Stage, search
-from heterosis.space import WHOLE, Space, baselines
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
-BLANK = Recipe(
-    method="task_arithmetic",
-    base=Source(name="base", model="b", digest="0"),
-    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
-    groups=WHOLE,
-    parameters={},
-)
-SPACE = Space(
-    SpaceConfig.model_validate({"method": "task_arithmetic", "depth": "uniform", "weight": {"low": 0.0, "high": 1.5}}),
-    BLANK,
-    ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"],
-)
-BASELINES = baselines(BLANK)
 TASKS = ("one", "two")
 POPULATION = 6
 POLICY = RacingConfig(rungs=(0.25, 0.5, 1.0), minimum=4)

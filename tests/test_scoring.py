@@ -11,23 +11,16 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from paper_family import BASELINES
 
 from heterosis.errors import CanaryError, CandidateError, EngineError
 from heterosis.evaluation.engine import Applied
 from heterosis.evaluation.panel import Score, TaskOutcomes
 from heterosis.ledger import Proposal, Record
-from heterosis.recipe import Recipe, Source
+from heterosis.recipe import Recipe
 from heterosis.scoring import EngineScorer
-from heterosis.space import WHOLE, baselines
 
-BLANK = Recipe(
-    method="task_arithmetic",
-    base=Source(name="base", model="b", digest="0"),
-    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
-    groups=WHOLE,
-    parameters={},
-)
-AVERAGE = baselines(BLANK)["average"]
+AVERAGE = BASELINES["average"]
 ITEMS = 5
 
 
@@ -84,7 +77,7 @@ def test_the_phases_leave_nothing_of_the_wall_time_out() -> None:
     started = time.perf_counter()
     scorer = scorer_of(Slow())
     measured = []
-    for recipe in baselines(BLANK).values():
+    for recipe in BASELINES.values():
         time.sleep(0.005)  # the time between candidates belongs to the next one
         measured.append(scorer.measure(recipe))
     wall = time.perf_counter() - started

@@ -8,34 +8,20 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from paper_family import BASELINES, SPACE
 
-from heterosis.config import SpaceConfig
 from heterosis.errors import CandidateError, RecordError
 from heterosis.evaluation.panel import TaskOutcomes
 from heterosis.ledger import Candidate, Proposal, Record
 from heterosis.ledger.record import Measurement
 from heterosis.optimizers import Fitness, Optimizer, make_optimizer
 from heterosis.optimizers.protocol import Genome
-from heterosis.recipe import Recipe, Source
+from heterosis.recipe import Recipe
 from heterosis.scoring import OneByOne
 from heterosis.search import Budget, Stage, search
-from heterosis.space import WHOLE, Space, baselines
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
-BLANK = Recipe(
-    method="task_arithmetic",
-    base=Source(name="base", model="b", digest="0"),
-    parents=tuple(Source(name=name, model=name, digest=digest) for name, digest in (("x", "1"), ("y", "2"))),
-    groups=WHOLE,
-    parameters={},
-)
-SPACE = Space(
-    SpaceConfig.model_validate({"method": "task_arithmetic", "depth": "uniform", "weight": {"low": 0.0, "high": 1.5}}),
-    BLANK,
-    ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"],
-)
-BASELINES = baselines(BLANK)
 ITEMS = 5
 POPULATION = 4
 ENDLESS = Budget(None, None, None)
