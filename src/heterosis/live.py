@@ -94,4 +94,4 @@ def start_engine(prepared: Prepared) -> Engine:
     from heterosis.evaluation.vllm_engine import VllmEngine
 
     log = prepared.folder / "engine.log"
-    return VllmEngine(prepared.sources, dtype, prepared.panel.probes(), options, config.seed, log)
+    return VllmEngine(prepared.sources, dtype, prepared.panel.probes(), options, config.seed, log, prepared.family)
