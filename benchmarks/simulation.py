@@ -37,6 +37,7 @@ from heterosis.recipe import Recipe, Source
 from heterosis.scoring import GenerationScorer, OneByOne
 from heterosis.search import Budget, Found, Stage, search
 from heterosis.space import Space, baselines, default_population
+from heterosis.standings import standings
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
@@ -309,7 +310,9 @@ class Chosen(NamedTuple):
 
 def select(panel: SimulatedPanel, searched: Searched, plan: Plan) -> Chosen:
     """The program's choice among its finalists."""
-    proposals = finalists(searched.record, searched.found, plan.finalists, panel.splits["search"], panel.objective)
+    proposed = [candidate for candidate in searched.record.proposed if candidate.fitness is not None]
+    best = standings(proposed, panel.splits["search"], panel.objective)[: plan.finalists]
+    proposals = finalists(searched.record, searched.found, best)
     record = Record(optuna.storages.InMemoryStorage(), "study/selection", searched.found.space.genes)
     scorer = SimulatedScorer(panel, "selection")
     score_all(proposals, scorer, panel.objective, record, required=panel.family.baselines)

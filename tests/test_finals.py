@@ -31,6 +31,7 @@ from heterosis.recipe import Recipe, Source
 from heterosis.recipe.parts import Parameters
 from heterosis.search import Found
 from heterosis.space import WHOLE, Space, baselines, blank_with
+from heterosis.standings import standings
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
@@ -110,7 +111,9 @@ SEARCHED = {**dict.fromkeys(BASELINES, 0.3), "c1": 0.5, "c2": 0.9, "c3": None, "
 
 
 def ended(count: int, mean: tuple[float, ...] | None = None, scores: Mapping[str, Values] = SEARCHED) -> list[Proposal]:
-    return finalists(record_of(scores), Found(SPACE, mean), count, SPLIT, OBJECTIVE)
+    record = record_of(scores)
+    proposed = [candidate for candidate in record.proposed if candidate.fitness is not None]
+    return finalists(record, Found(SPACE, mean), standings(proposed, SPLIT, OBJECTIVE)[:count])
 
 
 def test_finalists_are_all_baselines_and_the_best_proposals_ties_to_the_earlier() -> None:

@@ -15,7 +15,6 @@ from heterosis.ledger.record import Candidate, Proposal, Record
 from heterosis.recipe import Recipe
 from heterosis.scoring import Scorer
 from heterosis.search import Found
-from heterosis.standings import standings
 from heterosis.statistics import Interval, Objective, resample
 from heterosis.statistics.bootstrap import Array, TaskTable, cluster_sums
 from heterosis.statistics.comparison import Comparison, Scale
@@ -35,19 +34,13 @@ class Choice(NamedTuple):
     best_baseline: str
 
 
-def finalists(searched: Record, found: Found, count: int, split: Split, objective: Objective) -> list[Proposal]:
-    """All baselines, the best proposals of the search, and the optimizer's own estimate of the best point.
-
-    The best by posterior: a candidate that was scored on few items is drawn towards its generation (`standings`).
-    """
-    scored = [candidate for candidate in searched.candidates if candidate.value is not None]
-    chosen = [candidate for candidate in scored if candidate.is_baseline]
-    proposed = [candidate for candidate in scored if not candidate.is_baseline]
-    chosen += standings(proposed, split, objective)[:count]
-    proposals = [Proposal(c.label, c.generation, c.recipe, c.genome, c.genes) for c in chosen]
+def finalists(searched: Record, found: Found, best: Sequence[Candidate]) -> list[Proposal]:
+    """All baselines that could be scored, the search's best, and the optimizer's own estimate of the best point."""
+    baselines = [candidate for candidate in searched.baselines if candidate.value is not None]
+    proposals = [candidate.proposal for candidate in (*baselines, *best)]
     space, mean = found
     if mean is not None:
-        generation = max((candidate.generation for candidate in proposed), default=0) + 1
+        generation = max((candidate.generation for candidate in searched.proposed), default=0) + 1
         recipe = space.recipe(mean)
         # A longer search has another mean, and the selection split may already know this one: name it by content.
         proposals.append(Proposal(f"mean-{recipe.digest[:6]}", generation, recipe, mean, space.values(mean)))

@@ -33,6 +33,7 @@ from heterosis.results import result as result_of
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, transfer
+from heterosis.standings import standings
 from heterosis.study import WARM_START, Prepared, prepare
 from heterosis.watch import Watcher
 
@@ -165,12 +166,12 @@ def _search(prepared: Prepared, records: Records, engine: LiveEngine, watcher: W
     found = search(
         _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
     )
-    final = finalists(records.search, found, config.finalists, prepared.panel.splits["search"], prepared.objective)
+    proposed = [candidate for candidate in records.search.proposed if candidate.fitness is not None]
     if config.objective == "pareto":
-        proposed = [candidate for candidate in records.search.proposed if candidate.fitness is not None]
-        final = [proposal for proposal in final if proposal.generation == 0]
-        final += [candidate.proposal for candidate in spread_out(proposed, config.finalists)]
-    return final
+        best = spread_out(proposed, config.finalists)
+    else:
+        best = standings(proposed, prepared.panel.splits["search"], prepared.objective)[: config.finalists]
+    return finalists(records.search, found, best)
 
 
 def _select(
