@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heterosis.evaluation.panel import Outcomes, Split
-from heterosis.statistics.bootstrap import Array, TaskTable
+from heterosis.statistics.bootstrap import Array, ClusterSums, TaskTable, cluster_sums
 from heterosis.statistics.objective import Objective
 
 # Step of the numerical derivative of a task's score by its mean.
@@ -37,15 +37,14 @@ def influence(tables: Mapping[str, TaskTable], gradient: Gradient) -> Influence:
 
     `gradient` gives the derivative of the objective by each task's score, at a candidate's scores.
     """
-    means = {task: known_means(table) for task, table in tables.items()}
-    candidates = next(iter(means.values())).shape[0]
-    slopes = [
-        gradient({task: float(tables[task].score(means[task])[at]) for task in tables}) for at in range(candidates)
-    ]
+    sums = {task: cluster_sums(table) for task, table in tables.items()}
+    scores = {task: table.score(sums[task].means) for task, table in tables.items()}
+    candidates = next(iter(sums.values())).totals.shape[0]
+    slopes = [gradient({task: float(scores[task][at]) for task in tables}) for at in range(candidates)]
     parts, known = [], []
     for task, table in tables.items():
-        slope = np.array([each[task] for each in slopes]) * _derivative(table, means[task])
-        part, there = _task_influence(table, means[task])
+        slope = np.array([each[task] for each in slopes]) * _derivative(table, sums[task].means)
+        part, there = _task_influence(sums[task])
         parts.append(slope[:, None] * part)
         known.append(there)
     return Influence(np.concatenate(parts, axis=1), np.concatenate(known, axis=1))
@@ -69,30 +68,16 @@ def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objectiv
     return influence(tables_of(outcomes, split), objective.gradient)
 
 
-def known_means(table: TaskTable) -> Array:
-    """[candidates]: weighted mean of the known values; NaN for a candidate that has none."""
-    weights = np.where(np.isnan(table.values), 0.0, table.weights)
-    total = weights.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means: Array = (np.nan_to_num(table.values) * weights).sum(axis=1) / total
-    return means
-
-
 def _derivative(table: TaskTable, means: Array) -> Array:
     above, below = table.score(means + STEP), table.score(means - STEP)
     slope: Array = np.nan_to_num((above - below) / (2 * STEP))
     return slope
 
 
-def _task_influence(table: TaskTable, means: Array) -> tuple[Array, Array]:
-    there = ~np.isnan(table.values)
-    weights = np.where(there, table.weights, 0.0)
-    total = np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    single = np.nan_to_num(table.values - means[:, None]) * weights / total
-    order = np.argsort(table.clusters, kind="stable")
-    first = np.flatnonzero(np.diff(table.clusters[order], prepend=table.clusters[order][:1] - 1))
-    parts = np.add.reduceat(single[:, order], first, axis=1)
-    known = np.maximum.reduceat(there[:, order].astype(float), first, axis=1)
+def _task_influence(sums: ClusterSums) -> tuple[Array, Array]:
+    total = np.maximum(sums.weights.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    parts = (sums.totals - np.nan_to_num(sums.means)[:, None] * sums.weights) / total
+    known = np.broadcast_to(sums.weights > 0.0, parts.shape).astype(np.float64)
     count = known.sum(axis=1, keepdims=True)
     scale = np.sqrt(count / np.maximum(count - 1.0, 1.0))
     return parts * scale, known
