@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from small_study import PARENTS, Finished, write_study
 
 from heterosis import cli
 from heterosis.checkpoints import Family, open_family
@@ -24,7 +25,6 @@ settings.register_profile("tests", derandomize=True, database=None, deadline=Non
 settings.load_profile("tests")
 
 VOCABULARY = 64
-PARENTS = ("a", "b", "c")
 
 FamilyFolder = Callable[..., Path]
 OpenFamily = Callable[..., Family]
@@ -189,6 +189,29 @@ def untied_family(tmp_path_factory: pytest.TempPathFactory, demo_family: Path) -
         for path in (demo_family / "base").glob("tokenizer*"):
             shutil.copy(path, root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def inputs(tiny_family: FamilyFolder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A new folder with the study and its task."""
+
+    def made(**changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("study")
+        return write_study(folder, tiny_family(), **changes)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Callable[..., Path]) -> Finished:
+    """The small study, run without interruption in this process. Its bytes are to stay as they are."""
+    from heterosis.run import run
+    from heterosis.watch import Watcher
+
+    study = inputs()
+    with Watcher(quiet=True) as watcher:
+        run(study, watcher)
+    return Finished(study)
 
 
 @pytest.fixture

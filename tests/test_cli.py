@@ -14,17 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import PARENTS, Command, FamilyFolder
-from small_tasks import choice_docs, write_task
+from small_study import BASELINES, CANDIDATES, Finished, write_study
 
 from heterosis import __version__
 from heterosis.evaluation.transformers_engine import TransformersEngine
-from heterosis.ledger import Record
-from heterosis.ledger.record import open_storage, sqlite_url
-
-CANDIDATES = 9
-BASELINES = 7
 
 
 @pytest.fixture(autouse=True)
@@ -36,26 +30,6 @@ def _no_study_changes_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def fresh(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "heterosis", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def write_study(folder: Path, family: Path, **changes: Any) -> Path:
-    content = {
-        "name": "tiny",
-        "base": str(family / "base"),
-        "parents": {name: str(family / name) for name in PARENTS},
-        "space": {"method": "dare_ties", "depth": "uniform"},
-        "tasks": ["choice.yaml"],
-        "optimizer": {"population": 4},
-        "budget": {"candidates": CANDIDATES},
-        "finalists": 2,
-        "engine": {"kind": "transformers", "options": {"device": "cpu"}},
-        "tracking": "none",
-        "output": str(folder / "runs"),
-        "seed": 3,
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
-    return path
 
 
 # Help, version, schema, and what is said of mistakes.
@@ -136,46 +110,6 @@ def test_brackets_in_a_message_are_no_markup(heterosis: Command, tmp_path: Path)
 # A whole study.
 
 
-class Finished:
-    """A study that ran: its file, its folder and what lies there."""
-
-    def __init__(self, study: Path) -> None:
-        self.study = study
-        self.folder = study.parent / "runs" / "tiny"
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return found
-
-    def record(self, name: str = "tiny") -> Record:
-        return Record(open_storage(sqlite_url(self.folder / "record.db")), name)
-
-
-@pytest.fixture(scope="module")
-def inputs(tiny_family: FamilyFolder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A new folder with the study and its task."""
-
-    def made(**changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp("study")
-        write_task(folder, "choice", choice_docs(24))
-        return write_study(folder, tiny_family(), **changes)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def finished(inputs: Callable[..., Path]) -> Finished:
-    """The study, run without interruption in this process."""
-    from heterosis.run import run
-    from heterosis.watch import Watcher
-
-    study = inputs()
-    with Watcher(quiet=True) as watcher:
-        run(study, watcher)
-    return Finished(study)
-
-
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[TransformersEngine]:
     """Every engine that is started."""
@@ -245,7 +179,7 @@ def test_a_finished_study_is_shown_again_without_an_engine(
 ) -> None:
     files = ("result.json", "resolved.yaml", "panel.json", "winner/model.safetensors", "winner/README.md")
     before = {name: (finished.folder / name).read_bytes() for name in files}
-    code, out, errors = heterosis("run", finished.study, "--json", "--quiet")
+    code, out, errors = heterosis("run", finished.study, "--format", "json", "--quiet")
     assert (code, errors) == (0, "")
     assert json.loads(out) == finished.result
     assert {name: (finished.folder / name).read_bytes() for name in files} == before
@@ -274,7 +208,7 @@ def test_a_changed_study_is_refused_and_a_larger_budget_is_not(
     assert code == 2
     assert "Change it back to resume, or give the study another name" in errors
     study = write_study(tmp_path / "copy", tiny_family(), **output, budget={"candidates": CANDIDATES + 2})
-    code, out, _ = heterosis("run", study, "--json", "--quiet")
+    code, out, _ = heterosis("run", study, "--format", "json", "--quiet")
     assert code == 0
     assert json.loads(out)["time"]["candidates"] == CANDIDATES + 2 + BASELINES
 
@@ -310,7 +244,7 @@ def test_a_killed_study_goes_on_and_ends_as_one_never_killed(
     resumed = Finished(study)
     assert BASELINES <= len(resumed.record().candidates) < last  # a race is written down when it is over
     assert not (resumed.folder / "result.json").exists()
-    code, out, _ = heterosis("run", study, "--json", "--quiet")
+    code, out, _ = heterosis("run", study, "--format", "json", "--quiet")
     assert code == 0
     assert len(engines) == 1
     assert candidates(resumed) == candidates(finished)
@@ -348,7 +282,7 @@ def test_a_study_that_fails_in_any_stage_goes_on(
         assert code == 3
         assert "not enough memory (the device is full). Nothing was lost." in said
         monkeypatch.setattr(TransformersEngine, "likelihoods", answer)
-        code, out, _ = heterosis("run", study, "--json", "--quiet")
+        code, out, _ = heterosis("run", study, "--format", "json", "--quiet")
         assert code == 0
         assert candidates(Finished(study)) == candidates(finished)
         assert same_everywhere(json.loads(out)) == same_everywhere(finished.result)
@@ -361,7 +295,7 @@ def test_check_prints_facts_for_people_and_for_programs(
     inputs: Callable[..., Path], heterosis: Command, engines: list[TransformersEngine]
 ) -> None:
     study = inputs()
-    code, out, errors = heterosis("check", study, "--json")
+    code, out, errors = heterosis("check", study, "--format", "json")
     facts = json.loads(out)
     assert (code, errors) == (0, "")
     code, out, _ = heterosis("check", study)

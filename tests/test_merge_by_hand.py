@@ -217,12 +217,12 @@ def test_inspect_speaks_to_people_to_programs_and_in_a_page(family: Path, hetero
     assert code == 0
     assert "a" in out
     assert "<html" in (family / "page.html").read_text()
-    code, out, _ = heterosis(*command, "--json")
+    code, out, _ = heterosis(*command, "--format", "json")
     assert code == 0
     code, _, errors = heterosis("inspect", family / "base", family / "nobody")
     assert code == 2
     assert "nobody: no such folder" in errors
-    code, out, _ = heterosis(*command, "--json")
+    code, out, _ = heterosis(*command, "--format", "json")
     assert {"advice", "overall"} <= json.loads(out).keys()
 
 

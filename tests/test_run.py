@@ -50,7 +50,7 @@ def write_study(folder: Path, family: Path, **changes: Any) -> Path:
 
 def run(heterosis: Command, folder: Path, family: Path, **changes: Any) -> dict[str, Any]:
     """The result of a study that ends well."""
-    code, out, said = heterosis("run", write_study(folder, family, **changes), "--json", "--quiet")
+    code, out, said = heterosis("run", write_study(folder, family, **changes), "--format", "json", "--quiet")
     assert code == 0, said
     found: dict[str, Any] = json.loads(out)
     return found
@@ -87,9 +87,8 @@ def test_stages_go_from_coarse_to_fine_and_a_second_study_starts_warm(
     coarse, fine = genes[0], genes[-1]
     assert len(coarse) < len(fine)
     assert genes.index(fine) >= 7
-    code, out, said = heterosis(
-        "run", write_study(tmp_path, demo_family, name="warm", warm_start=str(tmp_path / "runs" / "small")), "--json"
-    )
+    warm = write_study(tmp_path, demo_family, name="warm", warm_start=str(tmp_path / "runs" / "small"))
+    code, out, said = heterosis("run", warm, "--format", "json")
     assert code == 0, said
     assert (tmp_path / "runs" / "warm" / "warm_start.json").is_file()
     assert json.loads(out)["study"] == "warm"

@@ -33,6 +33,7 @@ ROOMS = [
     "evaluation",
     "statistics",
     "ledger",
+    "stored",
     "scoring",
     "race",
     "anchored",

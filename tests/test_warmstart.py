@@ -380,7 +380,7 @@ def test_the_password_of_a_server_can_be_given_or_left_to_the_environment(
         raise RecordError("record: the storage cannot be opened.")
 
     folder = earlier(space(), [], record=masked(SERVER))
-    monkeypatch.setattr("heterosis.warmstart.open_storage", unreachable)
+    monkeypatch.setattr("heterosis.stored.open_storage", unreachable)
     with pytest.raises(RecordError):
         warm_start(folder, 0.1, space(), record=given)
     assert asked == [opened]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heterosis.errors import CandidateError
-from heterosis.evaluation.panel import Split
+from heterosis.evaluation.panel import Items
 from heterosis.ledger.record import Candidate, Proposal, Record
 from heterosis.recipe import Recipe
 from heterosis.scoring import Scorer
@@ -84,7 +84,7 @@ def choose(selected: Record, among: Collection[str]) -> Choice:
 class Evidence:
     """What the outcomes of candidates on one split say of them and of their differences."""
 
-    def __init__(self, candidates: Sequence[Candidate], split: Split, objective: Objective, seed: int) -> None:
+    def __init__(self, candidates: Sequence[Candidate], split: Items, objective: Objective, seed: int) -> None:
         self._candidates = {candidate.label: candidate for candidate in candidates if candidate.value is not None}
         self._rows = {label: row for row, label in enumerate(self._candidates)}
         tables = tables_of([candidate.outcomes for candidate in self._candidates.values()], split)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from heterosis.evaluation.panel import Split
+from heterosis.evaluation.panel import Items
 from heterosis.ledger.record import Candidate, Record
 from heterosis.statistics import Objective
 from heterosis.statistics.influence import tables_of
@@ -31,7 +31,7 @@ def spread_out(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return [*taken, *others[: count - len(taken)]]
 
 
-def front_of(record: Record, among: Collection[str], split: Split, objective: Objective, seed: int) -> list[str]:
+def front_of(record: Record, among: Collection[str], split: Items, objective: Objective, seed: int) -> list[str]:
     """Labels of the candidates on a split that no other one dominates beyond doubt; what misses a constraint is out."""
     scored = [c for c in record.candidates if c.label in among and c.fitness is not None]
     feasible = [c for c in scored if c.fitness is not None and c.fitness.violation == 0.0] or scored

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from heterosis.evaluation.panel import SPLITS, Split, SplitName
+from heterosis.evaluation.panel import SPLITS, Items, SplitName
 from heterosis.finals import VARIANT, Choice, Evidence, claims, seed_spread
 from heterosis.ledger.record import Candidate, Record
 from heterosis.standings import standings
@@ -109,7 +109,7 @@ def _role(label: str, choice: Choice, parents: Sequence[str], selection: Evidenc
     return "finalist" if label in selection.proposed else "baseline"
 
 
-def clusters_in(split: Split) -> dict[str, int]:
+def clusters_in(split: Items) -> dict[str, int]:
     """How many documents each task's items come from: what a split can resolve goes with these."""
     return {task: int(np.unique(numbers).size) for task, numbers in split.clusters.items()}
 
@@ -130,7 +130,7 @@ def constraints_met(winner: Candidate, tested: Record, objective: Objective) -> 
 
 
 def search_optimism(
-    searched: Record, split: Split, objective: Objective, parents: Sequence[str], seed: int
+    searched: Record, split: Items, objective: Objective, parents: Sequence[str], seed: int
 ) -> dict[str, Any] | None:
     """The best proposal of the search against the best parent, on the items that chose it, corrected for the choice.
 
@@ -165,7 +165,7 @@ def search_optimism(
     }
 
 
-def _matched(proposed: Sequence[Candidate], parent: Candidate, split: Split) -> tuple[dict[str, TaskTable], list[int]]:
+def _matched(proposed: Sequence[Candidate], parent: Candidate, split: Items) -> tuple[dict[str, TaskTable], list[int]]:
     """Tables of the proposals and, behind them, of the parent on the items that they know: for each, its row there."""
     tables = tables_of([candidate.outcomes for candidate in proposed], split)
     whole = tables_of([parent.outcomes], split)

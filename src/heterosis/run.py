@@ -34,6 +34,7 @@ from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, transfer
 from heterosis.standings import standings
+from heterosis.stored import PANEL, RESOLVED, RESULT
 from heterosis.study import WARM_START, Prepared, prepare
 from heterosis.watch import Watcher
 
@@ -77,7 +78,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
         result = _certify(prepared, records, choice, front, engine, watcher)
         engine.close()
         result |= _export_winner(prepared, records.test, choice, result, watcher)
-        write_json(folder / "result.json", result)
+        write_json(folder / RESULT, result)
         if lineage is not None and mirror is not None:
             watcher.stage("writing lineage")
             mirror.finish(result)
@@ -96,7 +97,7 @@ def sync(path: Path) -> int:
         raise StudyError(f"{prepared.folder}: no such study yet. Start it with `heterosis run {path}`.")
     with only_process(prepared.folder):
         records = open_records(prepared)
-        written = prepared.folder / "result.json"
+        written = prepared.folder / RESULT
         result = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else None
         try:
             return lineage.sync(records.by_split(), result)
@@ -150,8 +151,9 @@ def open_lineage(prepared: Prepared) -> Lineage | None:
 
 def _write_resolved(prepared: Prepared) -> None:
     resolved = yaml.safe_dump(masked(prepared.config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
-    write_text(prepared.folder / "resolved.yaml", resolved)
-    write_json(prepared.folder / "panel.json", prepared.panel.manifest() | {"digest": prepared.panel.digest})
+    write_text(prepared.folder / RESOLVED, resolved)
+    about = {"weights": {name: share.weight for name, share in prepared.objective.shares.items()}}
+    write_json(prepared.folder / PANEL, prepared.panel.manifest() | about | {"digest": prepared.panel.digest})
     if prepared.warm is not None:
         write_json(prepared.folder / WARM_START, prepared.warm._asdict())
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heterosis.evaluation.panel import Split
+from heterosis.evaluation.panel import Items
 from heterosis.ledger.record import Candidate
 from heterosis.statistics import Objective
 from heterosis.statistics.bootstrap import Array
@@ -18,7 +18,7 @@ from heterosis.statistics.racing import posterior
 NEIGHBOURS = 8
 
 
-def standings(candidates: Sequence[Candidate], split: Split, objective: Objective) -> list[Candidate]:
+def standings(candidates: Sequence[Candidate], split: Items, objective: Objective) -> list[Candidate]:
     """Scored proposals from best to worst by posterior: each drawn towards its generation by as much as it is noise.
 
     Feasible candidates come first; equal ones in the order in which they were proposed.
@@ -53,7 +53,7 @@ def _groups(candidates: Sequence[Candidate]) -> list[list[int]]:
     return found
 
 
-def _errors(candidates: Sequence[Candidate], split: Split, objective: Objective) -> Array:
+def _errors(candidates: Sequence[Candidate], split: Items, objective: Objective) -> Array:
     """Standard error of each candidate against the mean of those that answered the same items."""
     found = influence_of([candidate.outcomes for candidate in candidates], split, objective)
     answered = np.maximum(found.known.sum(axis=0), 1.0)

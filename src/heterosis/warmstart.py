@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +11,12 @@ import numpy as np
 
 from heterosis.config import read_yaml
 from heterosis.errors import RecipeError, StudyError
-from heterosis.ledger.record import Candidate, Record, open_storage, sqlite_url
-from heterosis.ledger.redact import masked
+from heterosis.ledger.record import Candidate
 from heterosis.merge.methods import METHODS
 from heterosis.profiles import Profiles
 from heterosis.recipe import Depthwise, Parameters, Recipe, Source
 from heterosis.space import Genome, Space, fill
+from heterosis.stored import RESOLVED, open_record
 
 # α of Nomura et al. 2021: how far around each good point the search looks, as a fraction of a gene's range.
 NEIGHBOURHOOD = 0.1
@@ -121,63 +117,13 @@ def recipe_profiles(recipe: Recipe, parents: Mapping[str, str]) -> Profiles:
 
 def _candidates(folder: Path, record: str | None) -> Sequence[Candidate]:
     """All candidates of the study in a run folder."""
-    if not folder.is_dir():
-        raise StudyError(f"warm_start.run: no folder {folder}. Give the folder of a study that ran (runs/NAME).")
-    if not (folder / "resolved.yaml").is_file():
-        raise StudyError(f"warm_start.run: {folder} has no resolved.yaml, so it is no study's folder.")
-    study = read_yaml(folder / "resolved.yaml")
-    name, url = str(study.get("name")), study.get("record") or sqlite_url(folder / "record.db")
-    # Without its user and password, the database's own variables (PGUSER, PGPASSWORD) may still open it.
-    url = record if record is not None and masked(record) == url else url.replace("://***@", "://")
-    with _readable(url, folder) as readable:
-        return _recorded(readable, name, folder)
-
-
-@contextmanager
-def _readable(url: str, folder: Path) -> Iterator[str]:
-    """URL of a record that may be opened: a copy of an SQLite file, as Optuna writes to what it opens."""
-    kind, _, place = url.partition(":///")
-    if not kind.startswith("sqlite"):
-        yield url
-        return
-    path = Path(place.partition("?")[0])
-    if not path.is_file():
-        raise StudyError(f"warm_start.run: {folder} has no record: no file {path}. Give a study that ran.")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "record.db"
-        try:
-            _copy_database(path.resolve(), copy)
-        except sqlite3.Error as error:
-            raise StudyError(f"warm_start.run: {path} cannot be read as a record ({error}).") from error
-        yield sqlite_url(copy)
-
-
-def _copy_database(path: Path, copy: Path) -> None:
-    """Copy an SQLite file as its last finished transaction left it, whether or not a study writes to it meanwhile."""
     try:
-        with (
-            closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source,
-            closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorname != "SQLITE_READONLY_ROLLBACK":
-            raise
-        # Its writer was killed within a transaction, which the journal beside it undoes: in the copy.
-        shutil.copy(path, copy)
-        shutil.copy(f"{path}-journal", f"{copy}-journal")
-
-
-def _recorded(url: str, name: str, folder: Path) -> Sequence[Candidate]:
-    storage = open_storage(url)
-    try:
-        number = storage.get_study_id_from_name(name)
-    except KeyError:
-        raise StudyError(f"warm_start.run: {folder} has no record: its storage holds no study {name}.") from None
-    if not storage.get_n_trials(number):
-        return ()
-    # Named as they are, so that opening the record changes nothing.
-    objectives: Any = storage.get_study_system_attrs(number).get("study:metric_names") or ["objective"]
-    found = Record(storage, name, objectives=objectives).candidates
-    storage.remove_session()
-    return found
+        if not folder.is_dir():
+            raise StudyError(f"no folder {folder}. Give the folder of a study that ran (runs/NAME).")
+        if not (folder / RESOLVED).is_file():
+            raise StudyError(f"{folder} has no {RESOLVED}, so it is no study's folder.")
+        name = str(read_yaml(folder / RESOLVED).get("name"))
+        with open_record(folder, {"search": name}, record) as found:
+            return found["search"].candidates
+    except StudyError as error:
+        raise StudyError(f"warm_start.run: {error}") from error

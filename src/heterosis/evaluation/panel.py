@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,29 @@ class Score(NamedTuple):
 
     outcomes: Outcomes
     seconds: float
+
+
+class Scale(Protocol):
+    """How a task's score follows from the weighted mean of its outcomes."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a merge should raise it."""
+
+    def score(self, mean: float | npt.NDArray[np.float64]) -> Any:
+        """The number that lm-eval reports."""
+
+
+class Items(Protocol):
+    """What can be known of a split's items without their texts: enough for every statistic."""
+
+    @property
+    def tasks(self) -> Mapping[str, Scale]:
+        """The tasks by name."""
+
+    @property
+    def clusters(self) -> Mapping[str, npt.NDArray[np.int64]]:
+        """Task -> [n]: items with equal numbers share a document."""
 
 
 class Rung(NamedTuple):
@@ -181,7 +204,12 @@ class Panel:
         """Every item by split, pinned by the hash of its prompts, and which of them share a document."""
         return {
             "tasks": {
-                name: {"metric": task.metric, "filter": task.filter, "higher_is_better": task.higher_is_better}
+                name: {
+                    "metric": task.metric,
+                    "filter": task.filter,
+                    "kind": task.kind,
+                    "higher_is_better": task.higher_is_better,
+                }
                 for name, task in self.tasks.items()
             },
             "splits": {

@@ -169,7 +169,12 @@ class PanelTask:
 
     def score(self, mean: float | npt.NDArray[np.float64]) -> Any:
         """From the weighted mean of outcomes to the number that lm-eval reports; arrays element by element."""
-        return np.exp(mean) if self.kind in ("perplexity", "weighted_perplexity") else mean
+        return reported(self.kind, mean)
+
+
+def reported(kind: str, mean: float | npt.NDArray[np.float64]) -> Any:
+    """From the weighted mean of outcomes to what lm-eval reports, for a task's kind; arrays element by element."""
+    return np.exp(mean) if kind in ("perplexity", "weighted_perplexity") else mean
 
 
 def load_tasks(choices: Sequence[TaskChoice], tokenizer: Tokenizer, relative_to: Path) -> list[PanelTask]:

@@ -243,6 +243,22 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         ) from error
 
 
+def existing_record(storage: optuna.storages.BaseStorage, name: str) -> Record | None:
+    """A study's record as it is, or None. Opening it changes nothing."""
+    with storing(name):
+        try:
+            number = storage.get_study_id_from_name(name)
+        except KeyError:
+            return None
+        objectives: Any = storage.get_study_system_attrs(number).get("study:metric_names")
+    return Record(storage, name, objectives=objectives or ["objective"])
+
+
+def in_memory() -> optuna.storages.BaseStorage:
+    """A storage that is gone with the process."""
+    return optuna.storages.InMemoryStorage()
+
+
 def sqlite_url(path: Path) -> str:
     """URL of an SQLite file."""
     return f"sqlite:///{path.resolve()}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heterosis.evaluation.panel import Outcomes, Split
+from heterosis.evaluation.panel import Items, Outcomes
 from heterosis.statistics.bootstrap import Array, ClusterSums, TaskTable, cluster_sums
 from heterosis.statistics.objective import Objective
 
@@ -50,7 +50,7 @@ def influence(tables: Mapping[str, TaskTable], gradient: Gradient) -> Influence:
     return Influence(np.concatenate(parts, axis=1), np.concatenate(known, axis=1))
 
 
-def tables_of(outcomes: Sequence[Outcomes], split: Split) -> dict[str, TaskTable]:
+def tables_of(outcomes: Sequence[Outcomes], split: Items) -> dict[str, TaskTable]:
     """Outcomes on a split's items by task, one row for each of `outcomes`."""
     return {
         task: TaskTable(
@@ -59,11 +59,11 @@ def tables_of(outcomes: Sequence[Outcomes], split: Split) -> dict[str, TaskTable
             score=split.tasks[task].score,
             clusters=split.clusters[task],
         )
-        for task in split.items
+        for task in split.clusters
     }
 
 
-def influence_of(outcomes: Sequence[Outcomes], split: Split, objective: Objective) -> Influence:
+def influence_of(outcomes: Sequence[Outcomes], split: Items, objective: Objective) -> Influence:
     """Influence of every cluster of a split's items on the objective of candidates with these outcomes."""
     return influence(tables_of(outcomes, split), objective.gradient)
 

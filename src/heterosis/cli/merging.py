@@ -1,115 +1,21 @@
-"""The command line: parse, call one function, print. Results go to standard output, all else to standard error."""
+"""Commands that merge and look at models by hand."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from heterosis import __version__
-from heterosis.errors import HeterosisError
+from heterosis.cli.app import Form, Output, app, errors, output, plain, print_json, quieten_libraries
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
     from heterosis.mergekit import Opened
-
-app = typer.Typer(
-    name="heterosis",
-    help="Search how to merge language models, and prove that what was found is better.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and the result.")]
-
-
-def main() -> None:
-    """Entry point. An error that a user can meet becomes one line and an exit code."""
-    try:
-        app()
-    except HeterosisError as error:
-        _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        _errors().print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
-        sys.exit(2)
-    except MemoryError as error:
-        reason = f" ({error})" if str(error) else ""
-        _errors().print(
-            f"[bold red]error:[/bold red] not enough memory{_plain(reason)}. Nothing was lost.", soft_wrap=True
-        )
-        sys.exit(3)
-
-
-@app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(f"heterosis {__version__}")
-        raise typer.Exit
-
-
-@app.command()
-def run(study: StudyPath, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Run a study, or go on with one that was interrupted."""
-    _quieten_libraries()
-    from heterosis.run import run as run_study
-    from heterosis.watch import Watcher
-
-    with _errors_on_own_handle() as console, Watcher(console, quiet) as watcher:
-        result = run_study(study, watcher)
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        from heterosis.summary import show_result
-
-        show_result(result, _output())
-
-
-@app.command()
-def sync(study: StudyPath) -> None:
-    """Bring the MLflow lineage up to date with the record, as after a server that was down."""
-    _quieten_libraries()
-    from heterosis.run import sync as sync_study
-
-    typer.echo(f"{sync_study(study)} merges added to the lineage")
-
-
-@app.command()
-def check(study: StudyPath, as_json: Json = False) -> None:
-    """Check everything about a study that can be checked without scoring, and say what it will cost."""
-    _quieten_libraries()
-    from heterosis.check import check as check_study
-
-    facts = check_study(study)
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-        return
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", _plain(_words(value)))
-    _output().print(table)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of study files."""
-    from heterosis.config import Study
-
-    typer.echo(json.dumps(Study.model_json_schema(), indent=2, ensure_ascii=False))
-
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml, or a mergekit YAML file.")]
 AllowPickle = Annotated[
@@ -126,7 +32,7 @@ def merge(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")] = "cpu",
 ) -> None:
     """Build one merge from a recipe, as a complete Hugging Face folder."""
-    _quieten_libraries()
+    quieten_libraries()
     from heterosis.builder import Builder
     from heterosis.errors import RecipeError
     from heterosis.export import export
@@ -153,7 +59,7 @@ def convert(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Turn a recipe into mergekit YAML, or mergekit YAML into a recipe."""
-    _quieten_libraries()
+    quieten_libraries()
     from heterosis.errors import RecipeError
     from heterosis.files import write_text
     from heterosis.mergekit import is_mergekit, to_mergekit
@@ -222,7 +128,7 @@ def _open(path: Path, allow_pickle: bool) -> Opened:
         return Opened(pinned(recipe, family), family, ())
     opened = open_mergekit(parse(content, str(path)), beside, mapped=False, allow_pickle=allow_pickle)
     for note in opened.notes:
-        _errors().print(f"[yellow]note:[/yellow] {_plain(note)}", soft_wrap=True)
+        errors().print(f"[yellow]note:[/yellow] {plain(note)}", soft_wrap=True)
     return opened
 
 
@@ -233,11 +139,11 @@ def inspect(
     ],
     parents: Annotated[list[str], typer.Argument(metavar="PARENT…", help="Its fine-tunes, or LoRA adapters on it.")],
     html: Annotated[Path | None, typer.Option(help="Also write plots and tables to this HTML file.")] = None,
-    as_json: Json = False,
+    form: Form = Output.TABLE,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Is merging sensible here? Task vectors by depth and group: size, direction, conflicts, sparsity."""
-    _quieten_libraries()
+    quieten_libraries()
     from heterosis.errors import CheckpointError
     from heterosis.inspection import inspect_models, render, write_page
 
@@ -246,10 +152,10 @@ def inspect(
     survey = inspect_models(_folder(base), _named(parents), allow_pickle=allow_pickle)
     if html is not None:
         write_page(survey, html)
-    if as_json:
-        typer.echo(json.dumps(survey.to_dict(), indent=2))
+    if form is Output.JSON:
+        print_json(survey.to_dict())
     else:
-        render(survey, _output())
+        render(survey, output())
 
 
 def _folder(model: str) -> Path:
@@ -266,47 +172,3 @@ def _named(models: list[str]) -> dict[str, Path]:
         name if names.count(name) == 1 else f"{name}-{i + 1}": _folder(model)
         for i, (name, model) in enumerate(zip(names, models, strict=True))
     }
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"{name}: {_words(inner)}" for name, inner in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _plain(text: str) -> str:
-    """Text in which Rich sees no markup."""
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _output() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def _errors() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
-
-
-@contextlib.contextmanager
-def _errors_on_own_handle() -> Iterator[Console]:
-    """Standard error on a handle of its own, so that sending an engine's output elsewhere does not take it along."""
-    from rich.console import Console
-
-    with os.fdopen(os.dup(2), "w", buffering=1) as handle:
-        yield Console(file=handle, highlight=False)
-
-
-def _quieten_libraries() -> None:
-    """Progress bars and chatter of the libraries would tear the live view; their warnings still come through."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")

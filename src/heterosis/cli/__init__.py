@@ -1,0 +1,6 @@
+"""The command line: parse, call one function, print. Results go to standard output, all else to standard error."""
+
+from heterosis.cli import merging, study
+from heterosis.cli.app import app, main
+
+__all__ = ["app", "main", "merging", "study"]
