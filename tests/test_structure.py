@@ -19,6 +19,7 @@ SOURCE = Path(heterosis.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "drawing",
     "config",
     "checkpoints",
     "merge",
@@ -62,7 +63,7 @@ OWNERS = {
     "lm_eval": {"evaluation"},
     "transformers": {"checkpoints", "evaluation", "evidence"},
     "datasets": set(),
-    "matplotlib": {"inspection"},
+    "matplotlib": {"drawing", "inspection"},
     "mlflow": {"ledger"},
     "optuna": {"ledger", "optimizers"},
     "cma": {"optimizers"},

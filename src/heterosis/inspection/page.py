@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from heterosis.drawing import STYLE
 from heterosis.files import write_text
 from heterosis.inspection.geometry import LARGE, SAFE
 from heterosis.inspection.records import Survey
@@ -23,39 +24,6 @@ from heterosis.inspection.wording import (
 )
 
 SHOWN = 20
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5c6370; --paper: #fff; --line: #d8dbe0; --card: #f5f6f8;
-  --good: #19713f; --note: #1f5fae; --caution: #8a5a00; --warn: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --faint: #a2a9b4; --paper: #15171a; --line: #383c43;
-  --card: #1f2226; --good: #5fce8f; --note: #7db4f5; --caution: #e8b34a; --warn: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
-p, figcaption { margin: .25rem 0 .75rem; } .faint, figcaption { color: var(--faint); font-size: .875rem; }
-.headline { font-size: 1.15rem; font-weight: 600; margin-top: 1.25rem; }
-.good { color: var(--good); } .note { color: var(--note); } .caution { color: var(--caution); }
-.warn { color: var(--warn); } td.good, td.caution, td.warn { font-weight: 600; }
-ul.advice { list-style: none; margin: 0; padding: 0; } ul.advice li { display: flex; gap: .75rem; padding: .5rem .75rem;
-  margin: .4rem 0; background: var(--card); border-radius: .4rem; }
-ul.advice b { flex: 0 0 4.6rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; vertical-align: bottom; } th[scope=row], th.left, td.left { text-align: left; }
-tbody th { font-weight: 400; } tbody th, tbody td { vertical-align: top; }
-td.wrap { white-space: normal; text-align: left; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
-figure { margin: 0; max-width: 34rem; } figcaption { font-size: .9rem; } figcaption b { color: var(--ink); }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: currentColor !important; font-family: inherit !important; }
-@media print { :root { --ink: #000; --faint: #444; --paper: #fff; --line: #ccc; --card: #fff; --good: #19713f;
-  --note: #1f5fae; --caution: #8a5a00; --warn: #b3261e; color-scheme: light; } body { max-width: none; padding: 0;
-  font-size: 10pt; } figure, tr, li { break-inside: avoid; } h2 { break-after: avoid; } .scroll { overflow: visible; }
-  .plots { grid-template-columns: 1fr 1fr; } thead th { white-space: normal; overflow-wrap: normal; }
-  table { font-size: 7pt; } th, td { padding: .1rem .3rem; } }
-"""
 
 TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from heterosis.drawing import COLOURS, DASHES, MID, SIZE, legend, new_figure, svg
 from heterosis.inspection.geometry import LARGE, SAFE
 from heterosis.inspection.records import Region, Survey
 from heterosis.inspection.wording import short
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Mid-tones that read on white and on black; the line styles tell lines apart without colour.
-COLOURS = ("#3f83f8", "#e07b28", "#2e9e6b", "#b45fd3", "#d64f6a", "#8b8f26", "#1f9fb5", "#8d7b6c")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-MID = "#8a8a8a"
 # More lines than this are drawn thin, without a legend.
 LEGIBLE = 7
-SIZE = (5.0, 2.7)
-# Labels up to this length stand in two columns.
-BESIDE = 24
 # An octave with a smaller share of the entries is not drawn at the ends of a histogram.
 VISIBLE = 0.0005
 
@@ -38,7 +30,7 @@ def heat_map(survey: Survey, parent: str) -> str:
         if size is not None and size.mean > 0.0:
             grid[groups.index(region.group)][columns.index(_column(region))] = math.log10(size.mean)
     low, high = _scale(survey)
-    figure, axes = _figure((5.0, 1.1 + 0.3 * len(groups)))
+    figure, axes = new_figure((5.0, 1.1 + 0.3 * len(groups)))
     mesh = axes.pcolormesh(grid, vmin=low, vmax=high, cmap="viridis", edgecolors="face", linewidth=0.4)
     axes.invert_yaxis()
     axes.set_yticks([i + 0.5 for i in range(len(groups))], groups)
@@ -49,7 +41,7 @@ def heat_map(survey: Survey, parent: str) -> str:
     axes.set_xlabel("layer")
     bar = figure.colorbar(mesh, ax=axes, label="log10 mean |δ|", aspect=12)
     bar.outline.set_visible(False)
-    return _svg(figure, f"heat-{list(survey.parents).index(parent)}")
+    return svg(figure, f"heat-{list(survey.parents).index(parent)}")
 
 
 def _column(region: Region) -> str:
@@ -68,11 +60,11 @@ def _scale(survey: Survey) -> tuple[float, float]:
 
 def cosines(survey: Survey) -> str:
     """Cosine of each pair, layer by layer."""
-    figure, axes = _figure(SIZE)
+    figure, axes = new_figure(SIZE)
     _lines(figure, axes, survey, _by_layer(survey, "cosine"))
     axes.axhline(0.0, color=MID, linewidth=0.8, zorder=0)
     axes.set_ylabel("cosine")
-    return _svg(figure, "cosine")
+    return svg(figure, "cosine")
 
 
 def _by_layer(survey: Survey, what: Literal["cosine", "conflict"]) -> dict[str, list[float | None]]:
@@ -85,14 +77,14 @@ def _by_layer(survey: Survey, what: Literal["cosine", "conflict"]) -> dict[str, 
 
 def conflicts(survey: Survey) -> str:
     """Sign conflict of each pair and of all parents together, layer by layer."""
-    figure, axes = _figure(SIZE)
+    figure, axes = new_figure(SIZE)
     lines = _by_layer(survey, "conflict")
     if len(survey.parents) > 2:
         lines["all of them"] = [region.crowd.conflict if region.crowd else None for region in survey.layers]
     _lines(figure, axes, survey, lines)
     axes.axhline(0.5, color=MID, linewidth=0.8, zorder=0)
     axes.set_ylabel("share with opposite signs")
-    return _svg(figure, "conflict")
+    return svg(figure, "conflict")
 
 
 def _lines(figure: Figure, axes: Axes, survey: Survey, lines: dict[str, list[float | None]]) -> None:
@@ -113,14 +105,14 @@ def _lines(figure: Figure, axes: Axes, survey: Survey, lines: dict[str, list[flo
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not many:
-        _legend(figure, axes)
+        legend(figure, axes)
 
 
 def histogram(survey: Survey) -> str:
     """Share of the entries per octave of |δ|, with the marks of DARE's range."""
     from matplotlib.ticker import FuncFormatter
 
-    figure, axes = _figure(SIZE)
+    figure, axes = new_figure(SIZE)
     for i, (parent, bars) in enumerate(survey.histograms.items()):
         entries = survey.overall.sizes[parent].entries
         # The first octave also holds the zeros, which have no place on a logarithmic axis; a thin tail would only
@@ -152,52 +144,5 @@ def histogram(survey: Survey) -> str:
         )
     axes.set_xlabel("|δ|")
     axes.set_ylabel("% of entries per octave")
-    _legend(figure, axes)
-    return _svg(figure, "histogram")
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    labels = axes.get_legend_handles_labels()[1]
-    if not labels:
-        return
-    columns = 2 if max(map(len, labels)) <= BESIDE else 1
-    figure.set_figheight(SIZE[1] + 0.18 * math.ceil(len(labels) / columns))
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.06),
-        ncols=columns,
-        frameon=False,
-        borderaxespad=0.0,
-        handlelength=2.6,
-        fontsize=9,
-    )
-
-
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    figure.patch.set_alpha(0.0)
-    axes = figure.subplots()
-    axes.patch.set_alpha(0.0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(MID)
-    axes.tick_params(color=MID)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an svg element whose ids begin with `name`, so that several share a page."""
-    from matplotlib import rc_context
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a parent's name may hold a dollar sign
-    out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = out.getvalue()
-    drawn = drawn[drawn.index("<svg") :]  # what goes before belongs to a file, not to a page
-    drawn = re.sub(r'<svg (.*?) width="[^"]*" height="[^"]*"', r'<svg role="img" \1', drawn, count=1)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
+    legend(figure, axes)
+    return svg(figure, "histogram")
