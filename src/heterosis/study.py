@@ -120,7 +120,11 @@ def _identity_of(data: DataSource | dict[str, DataSource] | None) -> Any:
 
 def prepare(path: Path) -> Prepared:
     """Load and check everything that can be checked without scoring."""
-    config = load_study(path)
+    return prepare_as(load_study(path), path)
+
+
+def prepare_as(config: Study, path: Path) -> Prepared:
+    """The same for a study that was read already; `path`: the file that its relative paths are relative to."""
     beside = path.resolve().parent
     family = _open(config, beside)
     blank = _blank_recipe(config, family)
