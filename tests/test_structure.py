@@ -44,10 +44,13 @@ ROOMS = [
     "fronts",
     "warmstart",
     "mergekit",
+    "publishing",
     "export",
+    "reproduce",
     "study",
     "check",
     "results",
+    "views",
     "watch",
     "summary",
     "interrupts",
@@ -67,7 +70,7 @@ OWNERS = {
     "mlflow": {"ledger"},
     "optuna": {"ledger", "optimizers"},
     "cma": {"optimizers"},
-    "huggingface_hub": {"checkpoints"},
+    "huggingface_hub": {"checkpoints", "publishing"},
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

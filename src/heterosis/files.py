@@ -7,6 +7,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -149,6 +150,36 @@ def only_process(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         yield
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds a folder (`only_process`), in words; None if none does."""
+    try:
+        with (folder / "lock").open("r", encoding="utf-8") as lock:
+            written = lock.read().strip()
+            if _is_gone(written):
+                return None  # and the lock stays untouched: a process may be about to take it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return written or "another process"
+    except OSError:
+        return None
+    return None
+
+
+def _is_gone(written: str) -> bool:
+    """Whether a lock file names a process of this machine that has ended."""
+    found = re.fullmatch(r"process (\d+) on (.+)", written)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
 
 
 def _sync_folder(folder: Path) -> None:
