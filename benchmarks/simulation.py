@@ -16,7 +16,7 @@ Everything else is the program's own: spaces, optimizers, search, races, records
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from heterosis.config import RacingConfig, SpaceConfig
 from heterosis.evaluation.panel import SPLITS, Outcomes, Split, SplitName, TaskOutcomes
 from heterosis.evaluation.tasks import Item
 from heterosis.finals import Choice, Evidence, choose, claims, finalists, score_all
-from heterosis.ledger import Proposal, Record
+from heterosis.ledger import Candidate, Proposal, Record
 from heterosis.ledger.record import Measurement
 from heterosis.ledger.rungs import RungRecord
 from heterosis.optimizers import Optimizer, make_optimizer
@@ -37,7 +37,7 @@ from heterosis.recipe import Recipe, Source
 from heterosis.scoring import GenerationScorer, OneByOne
 from heterosis.search import Budget, Found, Stage, search
 from heterosis.space import Space, baselines, default_population
-from heterosis.standings import standings
+from heterosis.standings import leaders
 from heterosis.statistics import Objective
 from heterosis.statistics.objective import TaskShare
 
@@ -278,6 +278,7 @@ class Searched(NamedTuple):
 
     record: Record
     found: Found
+    extend: Callable[[Candidate], Candidate | None]
 
 
 def search_for(panel: SimulatedPanel, plan: Plan, seed: int = 0) -> Searched:
@@ -288,16 +289,22 @@ def search_for(panel: SimulatedPanel, plan: Plan, seed: int = 0) -> Searched:
     record = Record(storage, "study", space.genes)
     scorer = SimulatedScorer(panel, "search")
     generations: GenerationScorer = OneByOne(scorer)
+    extend: Callable[[Candidate], Candidate | None] = _as_it_is
     if plan.racing is not None:
         pieces, split = RungRecord(storage, "study/rungs"), panel.splits["search"]
         generations = Race(scorer, split, panel.objective, record, pieces, plan.racing, plan.finalists)
+        extend = generations.extend
 
     def begin(*_: Any) -> Optimizer:
         return make_optimizer(plan.optimizer, space.initial, space.config.sigma, population, seed)
 
     stage = Stage(space, begin, Budget(plan.candidates, None, None))
     found = search([stage], panel.family.baselines, scorer, generations, panel.objective, record)
-    return Searched(record, found)
+    return Searched(record, found, extend)
+
+
+def _as_it_is(candidate: Candidate) -> Candidate:
+    return candidate
 
 
 class Chosen(NamedTuple):
@@ -311,7 +318,7 @@ class Chosen(NamedTuple):
 def select(panel: SimulatedPanel, searched: Searched, plan: Plan) -> Chosen:
     """The program's choice among its finalists."""
     proposed = [candidate for candidate in searched.record.proposed if candidate.fitness is not None]
-    best = standings(proposed, panel.splits["search"], panel.objective)[: plan.finalists]
+    best = leaders(proposed, panel.splits["search"], panel.objective, plan.finalists, searched.extend)
     proposals = finalists(searched.record, searched.found, best)
     record = Record(optuna.storages.InMemoryStorage(), "study/selection", searched.found.space.genes)
     scorer = SimulatedScorer(panel, "selection")

@@ -210,3 +210,27 @@ def test_dashboards_see_what_was_stopped_and_how_it_stood_after_each_rung() -> N
     assert {str(trial.state.name) for trial in trials} == {"COMPLETE", "PRUNED"}
     for candidate in record.proposed:
         assert list(trials[candidate.number].intermediate_values)[-1] == candidate.items
+
+
+def test_a_candidate_that_was_stopped_goes_on_rung_by_rung_and_asks_only_what_is_missing() -> None:
+    hill, study = Hill(), Study()
+    record = study.run(hill, Budget(18, None, None))
+    objective = Objective("mean", {task: TaskShare(1.0, True) for task in TASKS})
+
+    def to_the_end(candidate: Candidate, scorer: Hill) -> Candidate | None:
+        race = Race(scorer, SPLIT, objective, record, RungRecord(study.storage, "study/rungs"), POLICY, 2)
+        found: Candidate | None = candidate
+        while found is not None and found.is_partial:
+            found = race.extend(found)
+        return found
+
+    partial, other, *_ = (candidate for candidate in record.proposed if candidate.is_partial)
+    assert to_the_end(other, Hill(failing=(other.recipe.digest,))) is None
+    before = sum(size for _, size in hill.asked)
+    done = to_the_end(partial, hill)
+    assert done is not None
+    assert sum(size for _, size in hill.asked) - before == SPLIT.size - SPLIT.known(partial.outcomes)
+    whole = hill.measure(partial.recipe)
+    assert (done.scores, done.value) == (whole.scores, objective.number(whole.scores))
+    assert all(np.array_equal(done.outcomes[task].values, whole.outcomes[task].values) for task in TASKS)
+    assert to_the_end(partial, Hill(dies_after=0)) is not None  # it is all recorded by now

@@ -115,12 +115,13 @@ class Evidence:
         return [label for label, candidate in self._candidates.items() if not candidate.is_baseline]
 
     def row(self, label: str) -> dict[str, Any]:
-        """Objective and task scores of one candidate, each with its interval."""
+        """Objective and task scores of one candidate, each with its interval, and how many items it answered."""
         at = self._rows[label]
         tasks = {task: _turned(self._tasks[task].interval(at), sign) for task, sign in self._signs.items()}
         return {
             "objective": self._objective.interval(at)._asdict(),
             "tasks": {task: found._asdict() for task, found in tasks.items()},
+            "items": sum(int((~np.isnan(t.values)).sum()) for t in self._candidates[label].outcomes.values()),
         }
 
     def value(self, label: str, task: str | None = None) -> float:

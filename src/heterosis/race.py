@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +91,21 @@ class Race:
             if runner.outcomes is None and runner.error is None:
                 return  # the budget ended before its turn; it was never a candidate
             yield self._measurement(runner, yardstick)
+
+    def extend(self, candidate: Candidate) -> Candidate | None:
+        """The candidate with the answers to one more rung, asked now and kept; None if that fails.
+
+        Its trial stays as the race ended it: what an optimizer was told is no longer changed.
+        """
+        runner = Runner(candidate.proposal, dict(candidate.outcomes))
+        missing = next(number for number, rung in enumerate(self._rungs) if not _has(candidate.outcomes, rung))
+        self._answer(runner, missing, self._rungs[missing], lambda _: False, [runner])
+        if runner.error is not None or runner.outcomes is None:
+            return None
+        complete = [known.outcomes for known in self._record.candidates if known.outcomes and not known.is_partial]
+        scores = estimated_scores(runner.outcomes, self._split, Yardstick(complete))
+        fitness = self._objective.judge(scores)
+        return replace(candidate, outcomes=runner.outcomes, scores=scores, fitness=fitness, value=fitness.value)
 
     def _field(self, generation: int, before: Sequence[Candidate]) -> Field:
         """A generation races against itself for its better half; a single candidate against the best so far."""

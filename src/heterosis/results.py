@@ -27,14 +27,19 @@ def result(
     records: Mapping[SplitName, Record],
     choice: Choice,
     wanted: Sequence[str],
+    leading: Sequence[Candidate] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that result.json says. `wanted`: labels whose test scores are shown; `extra`: further keys."""
+    """All that result.json says.
+
+    `wanted`: labels whose test scores are shown; `leading`: proposals that were scored to the end after their races;
+    `extra`: further keys.
+    """
     config, splits, objective = prepared.config, prepared.panel.splits, prepared.objective
     parents = list(config.parents)
     openings = records["test"].noted("openings") or []
     selected = [c.label for c in records["selection"].candidates if VARIANT not in c.label]
-    evidence = _evidence(prepared, records, {*wanted, *selected})
+    evidence = _evidence(prepared, records, {*wanted, *selected}, leading)
     winner = next(c for c in records["test"].candidates if c.label == choice.winner)
     return {
         "study": config.name,
@@ -74,11 +79,16 @@ def _origin(prepared: Prepared, searched: Record) -> dict[str, Any]:
     }
 
 
-def _evidence(prepared: Prepared, records: Mapping[SplitName, Record], shown: set[str]) -> dict[SplitName, Evidence]:
+def _evidence(
+    prepared: Prepared, records: Mapping[SplitName, Record], shown: set[str], leading: Sequence[Candidate]
+) -> dict[SplitName, Evidence]:
     """Of every split: the candidates of the table, and on the test split all that it ever scored."""
     found: dict[SplitName, Evidence] = {}
+    complete = {candidate.label: candidate for candidate in leading}
     for split in SPLITS:
         candidates = [c for c in records[split].candidates if split == "test" or c.label in shown]
+        if split == "search":
+            candidates = [complete.get(c.label, c) for c in candidates]
         found[split] = Evidence(candidates, prepared.panel.splits[split], prepared.objective, prepared.config.seed)
     return found
 

@@ -17,24 +17,26 @@ from heterosis.check import contamination
 from heterosis.config import load_study
 from heterosis.errors import HeterosisError, RecordError, StudyError
 from heterosis.evaluation.panel import SplitName
+from heterosis.evaluation.task_facts import task_facts
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
 from heterosis.finals import Choice, choose, finalists, score_all, seed_variants
 from heterosis.fronts import covered, front_of, spread_out
 from heterosis.ledger.lineage import Lineage, StudyFacts
 from heterosis.ledger.mirror import BackgroundMirror
-from heterosis.ledger.record import Proposal, Record, open_storage, sqlite_url
+from heterosis.ledger.record import Candidate, Proposal, Record, open_storage, sqlite_url
 from heterosis.ledger.redact import masked
 from heterosis.ledger.rungs import RungRecord
 from heterosis.live import LiveEngine
 from heterosis.optimizers import Genome, Optimizer, make_optimizer
+from heterosis.publishing import findings
 from heterosis.race import Race
 from heterosis.results import result as result_of
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, transfer
-from heterosis.standings import standings
-from heterosis.stored import PANEL, RESOLVED, RESULT
+from heterosis.standings import leaders
+from heterosis.stored import PANEL, RESOLVED, RESULT, open_stored
 from heterosis.study import WARM_START, Prepared, prepare
 from heterosis.watch import Watcher
 
@@ -50,6 +52,16 @@ class Records(NamedTuple):
     def by_split(self) -> dict[SplitName, Record]:
         """The records of the three splits."""
         return {"search": self.search, "selection": self.selection, "test": self.test}
+
+
+class Finals(NamedTuple):
+    """Who was chosen, and from whom."""
+
+    choice: Choice
+    front: list[str]
+    """Labels on the front of a Pareto study."""
+    leading: list[Candidate]
+    """The finalists that the search proposed, scored on all its items."""
 
 
 def run(path: Path, watcher: Watcher) -> dict[str, Any]:
@@ -73,9 +85,9 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
         engine = LiveEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
         stack.enter_context(engine.interrupts)
-        final = _search(prepared, records, engine, watcher)
+        final, leading = _search(prepared, records, engine, watcher)
         choice, front = _select(prepared, records, final, engine, watcher)
-        result = _certify(prepared, records, choice, front, engine, watcher)
+        result = _certify(prepared, records, Finals(choice, front, leading), engine, watcher)
         engine.close()
         result |= _export_winner(prepared, records.test, choice, result, watcher)
         write_json(folder / RESULT, result)
@@ -152,14 +164,19 @@ def open_lineage(prepared: Prepared) -> Lineage | None:
 def _write_resolved(prepared: Prepared) -> None:
     resolved = yaml.safe_dump(masked(prepared.config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     write_text(prepared.folder / RESOLVED, resolved)
-    about = {"weights": {name: share.weight for name, share in prepared.objective.shares.items()}}
+    about = {
+        "weights": {name: share.weight for name, share in prepared.objective.shares.items()},
+        "lm_eval": task_facts(prepared.panel.tasks),
+    }
     write_json(prepared.folder / PANEL, prepared.panel.manifest() | about | {"digest": prepared.panel.digest})
     if prepared.warm is not None:
         write_json(prepared.folder / WARM_START, prepared.warm._asdict())
 
 
-def _search(prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher) -> list[Proposal]:
-    """Search, and name the finalists."""
+def _search(
+    prepared: Prepared, records: Records, engine: LiveEngine, watcher: Watcher
+) -> tuple[list[Proposal], list[Candidate]]:
+    """Search, and name the finalists; also those of them that the search proposed, scored on all its items."""
     config = prepared.config
     budget = Budget(config.budget.candidates, config.budget.hours and config.budget.hours * 3600, config.budget.items)
     watcher.begin(prepared, budget, records.search)
@@ -172,8 +189,10 @@ def _search(prepared: Prepared, records: Records, engine: LiveEngine, watcher: W
     if config.objective == "pareto":
         best = spread_out(proposed, config.finalists)
     else:
-        best = standings(proposed, prepared.panel.splits["search"], prepared.objective)[: config.finalists]
-    return finalists(records.search, found, best)
+        watcher.stage("scoring the leaders on all items of the search split")
+        extend = generations.extend if isinstance(generations, Race) else lambda candidate: candidate
+        best = leaders(proposed, prepared.panel.splits["search"], prepared.objective, config.finalists, extend)
+    return finalists(records.search, found, best), best
 
 
 def _select(
@@ -252,12 +271,13 @@ def _beginner(prepared: Prepared, space: Space, number: int) -> Callable[[Space 
 
 
 def _certify(
-    prepared: Prepared, records: Records, choice: Choice, front: Sequence[str], engine: LiveEngine, watcher: Watcher
+    prepared: Prepared, records: Records, finals: Finals, engine: LiveEngine, watcher: Watcher
 ) -> dict[str, Any]:
     """Open the test split for the winner, the parents, the best baseline and a Pareto study's front.
 
     Every opening is noted before it happens.
     """
+    choice, front = finals.choice, finals.front
     wanted = list(dict.fromkeys([*prepared.config.parents, choice.best_baseline, choice.winner, *front]))
     known = {candidate.label for candidate in records.test.candidates}
     selected = {candidate.label: candidate for candidate in records.selection.candidates}
@@ -271,8 +291,8 @@ def _certify(
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
     extra = {"contamination": records.search.noted("contamination"), "anchors": _anchor_errors(records.search)}
     if front:
-        extra |= {"front": list(front), "hypervolume": covered(records.selection, front)}
-    return result_of(prepared, records.by_split(), choice, wanted, extra)
+        extra |= {"front": front, "hypervolume": covered(records.selection, front)}
+    return result_of(prepared, records.by_split(), choice, wanted, finals.leading, extra)
 
 
 def _anchor_errors(searched: Record) -> dict[str, Any]:
@@ -289,5 +309,7 @@ def _export_winner(
     winner = next(c for c in tested.candidates if c.label == choice.winner)
     watcher.stage("exporting the winner")
     builder = Builder(prepared.family, once=True)
-    digest = export(builder, winner.recipe, folder, expected_digest=winner.weights_digest, results=result)
+    with open_stored(prepared.path) as stored:
+        about = findings(stored._replace(result={**result}), choice.winner)
+    digest = export(builder, winner.recipe, folder, expected_digest=winner.weights_digest, about=about)
     return {"winner_folder": str(folder), "weights_digest": digest}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,40 @@ from heterosis.statistics.racing import posterior
 
 # Samplers that propose one candidate at a time have no generations: so many neighbours stand in for one.
 NEIGHBOURS = 8
+# So many candidates for each place may come back into the race for the lead.
+CONTENDERS = 4
+
+
+def leaders(
+    candidates: Sequence[Candidate],
+    split: Items,
+    objective: Objective,
+    count: int,
+    extend: Callable[[Candidate], Candidate | None],
+) -> list[Candidate]:
+    """The best `count` scored proposals, each on all items.
+
+    A race leaves some with few items, and the luckiest of those would lead. So whoever leads without having answered
+    everything answers one more rung (`extend`), and the standings are made again, until all leaders are complete:
+    nobody goes on for an estimate, and the lucky fall back after few items. Where all are alike everyone would lead
+    once; after `CONTENDERS` for each place no others are let in.
+    """
+    known = {candidate.label: candidate for candidate in candidates}
+    entered: set[str] = set()
+    while True:
+        ranked = standings(list(known.values()), split, objective)
+        if len(entered) >= CONTENDERS * count:
+            ranked = [candidate for candidate in ranked if candidate.label in entered or not candidate.is_partial]
+        partial = [candidate for candidate in ranked[:count] if candidate.is_partial]
+        if not partial:
+            return ranked[:count]
+        for candidate in partial:
+            entered.add(candidate.label)
+            further = extend(candidate)
+            if further is None:
+                del known[candidate.label]
+            else:
+                known[candidate.label] = further
 
 
 def standings(candidates: Sequence[Candidate], split: Items, objective: Objective) -> list[Candidate]:

@@ -33,12 +33,15 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for row in result["table"]:
         cells = []
         for split in ("search", "selection", "test"):
-            found = row.get(split, {}).get("objective")
-            cells.append(
-                "" if found is None else f"{found['estimate']:.4f} \\[{found['low']:.4f}, {found['high']:.4f}]"
-            )
+            cells.append(_cell(row[split], result["items"][split]) if split in row else "")
         table.add_row(row["label"], row["role"], *cells, style="bold" if row["role"] == "winner" else None)
     return table
+
+
+def _cell(scored: Mapping[str, Any], items: int) -> str:
+    found, known = scored["objective"], scored["items"]
+    few = f" on {known}" if known < items else ""
+    return f"{found['estimate']:.4f} \\[{found['low']:.4f}, {found['high']:.4f}]{few}"
 
 
 def task_table(result: Mapping[str, Any]) -> Table:
