@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
 from torch import Tensor
 
-from heterosis.builder import Builder, Plan
-from heterosis.checkpoints import Checkpoint, TensorSource, write_checkpoint
+from heterosis.builder import Builder, Plan, open_sources
+from heterosis.checkpoints import Checkpoint, Family, TensorSource, write_checkpoint
 from heterosis.checkpoints.writer import SHARD_BYTES
 from heterosis.errors import CanaryError, CheckpointError, RecipeError
 from heterosis.files import new_folder, write_json, write_text
 from heterosis.mergekit import to_mergekit
-from heterosis.recipe import Recipe, Source
+from heterosis.publishing import (
+    About,
+    Findings,
+    Licence,
+    assess,
+    card,
+    findings,
+    read_licence,
+    write_leaderboard_files,
+)
+from heterosis.publishing.prose import standing
+from heterosis.publishing.push import check_push
+from heterosis.recipe import Recipe
+from heterosis.stored import open_stored
 
 # What a folder needs beside its weights, taken from the base as it is.
 COMPANIONS = (
@@ -39,24 +52,42 @@ COMPANIONS = (
 DEPTH_KEYS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 
 
+class Exported(NamedTuple):
+    """A study's merge in a folder."""
+
+    folder: Path
+    label: str
+    role: str
+    standing: str
+    """What evidence there is for it, in a sentence."""
+    weights_digest: str
+    licences: list[str]
+    """Why it should not be published without reading on."""
+    leaderboard_files: list[str]
+
+
 def export(
     builder: Builder,
     recipe: Recipe,
     folder: Path,
     *,
     expected_digest: str | None = None,
-    results: Mapping[str, Any] | None = None,
+    about: Findings | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Write the merge to `folder` and return its content digest.
 
-    The written files are read back; if their digest is not `expected_digest` nothing is left behind.
+    The written files are read back; if their digest is not `expected_digest` nothing is left behind. `about`: what a
+    study knows of the merge, for its card and for leaderboards.
     """
     plan = builder.plan(recipe)
     try:
         with new_folder(folder) as work:
-            _write(builder, plan, work, results, shard_bytes)
-            return _proven(builder, recipe, work, folder, expected_digest)
+            write_checkpoint(work, builder.specs(plan), _ahead(builder.tensors(plan)), shard_bytes)
+            _write_companions(builder.family.base, plan, work)
+            digest = _proven(builder, recipe, work, folder, expected_digest)
+            _write_papers(plan, work, digest, about)
+            return digest
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise CheckpointError(
@@ -64,13 +95,29 @@ def export(
         ) from error
 
 
-def _write(builder: Builder, plan: Plan, work: Path, results: Mapping[str, Any] | None, shard_bytes: int) -> None:
+def _write_papers(plan: Plan, work: Path, digest: str, about: Findings | None) -> None:
+    """All that a reader wants to know: recipe, card, the licences' own texts, files for leaderboards."""
     recipe = plan.recipe
-    write_checkpoint(work, builder.specs(plan), _ahead(builder.tensors(plan)), shard_bytes)
-    _write_companions(builder.family.base, plan, work)
     write_text(work / "recipe.yaml", recipe.to_yaml())
     _write_mergekit(recipe, list(plan.wiring.inputs), work)
-    write_text(work / "README.md", card(recipe, results))
+    licences = {source.name: read_licence(plan.members[source.name].folder) for source in recipe.parents}
+    licences = {recipe.base.name: read_licence(plan.members["base"].folder), **licences}
+    _copy_texts(licences, work)
+    paper = About(recipe, digest, licences, about)
+    write_text(work / "README.md", card(paper))
+    if about is not None:
+        write_leaderboard_files(work, about, paper.name)
+
+
+def _copy_texts(licences: Mapping[str, Licence], work: Path) -> None:
+    """Licences ask that their text goes along: once where all models have the same, else under each model's name."""
+    texts = [(name, path) for name, licence in licences.items() for path in licence.texts]
+    for file in sorted({path.name for _, path in texts}):
+        own = [(name, path) for name, path in texts if path.name == file]
+        shared = len({path.read_bytes() for _, path in own}) == 1
+        for name, path in own[:1] if shared else own:
+            owner = re.sub(r"[^\w.-]", "_", name)
+            shutil.copyfile(path, work / (file if shared else f"{file}.{owner}"))
 
 
 def _proven(builder: Builder, recipe: Recipe, work: Path, folder: Path, expected_digest: str | None) -> str:
@@ -169,59 +216,55 @@ def _write_mergekit(recipe: Recipe, names: Sequence[str], work: Path) -> None:
     write_text(work / "mergekit_config.yml", text)
 
 
-def card(recipe: Recipe, results: Mapping[str, Any] | None) -> str:
-    """The model card."""
-    hub = [_hub_id(source) for source in (recipe.base, *recipe.parents)]
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "mergekit", "heterosis"]}
-    if all(hub):
-        front |= {"base_model": hub, "base_model_relation": "merge"}
-    rows = [
-        f"| {source.name} | {_shown(source)} | `{source.digest[:16]}` |" for source in (recipe.base, *recipe.parents)
-    ]
-    intro = (
-        f"Merged without training by **{recipe.method}** from fine-tunes of one base; every parameter is in "
-        "[recipe.yaml](recipe.yaml), which together with the sources reproduces these weights bit for bit."
+def export_candidate(
+    study: Path, label: str, out: Path, *, push: str | None = None, accepted: bool = False, dry: bool = False
+) -> Exported:
+    """Write one of a study's merges to a new folder, with all that the study knows of it.
+
+    `push`: the repository it is meant for, which is looked at before anything is written; `accepted`, `dry`: as in
+    `check_push`.
+    """
+    check_new(out)
+    with open_stored(study) as stored:
+        about = findings(stored, label)
+    recipe = about.candidate.recipe
+    family = open_sources(recipe, mapped=False)
+    folders = {recipe.base.name: family.base.folder, **{name: each.folder for name, each in family.parents.items()}}
+    licences = {name: read_licence(folder) for name, folder in folders.items()}
+    if push is not None:
+        check_push(push, licences, accepted, dry)
+    compare_sources(recipe, family)
+    digest = export(
+        Builder(family, once=True), recipe, out, expected_digest=about.candidate.weights_digest, about=about
     )
-    parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
-        "# A merge found by Heterosis\n",
-        intro + "\n",
-        "| | source | weights |\n|---|---|---|\n" + "\n".join(rows) + "\n",
-    ]
-    if results is not None:
-        parts.append(_results_section(results))
-    return "\n".join(parts)
+    files = sorted(str(path.relative_to(out)) for kind in ("lm_eval/*", ".eval_results/*") for path in out.glob(kind))
+    return Exported(out, about.label, about.role, standing(about), digest, assess(licences).problems, files)
 
 
-def _results_section(results: Mapping[str, Any]) -> str:
-    tasks = list(results["tasks"])
-    head = "| | objective | " + " | ".join(tasks) + " |\n|---|---|" + "---|" * len(tasks) + "\n"
-    lines = []
-    for row in results["table"]:
-        found = row.get("test")
-        if found is not None:
-            cells = [_cell(found["objective"]), *(_cell(found["tasks"][task]) for task in tasks)]
-            lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    items = results["items"]["test"]
-    return (
-        f"## Results\n\n{results['verdict'][0].upper()}{results['verdict'][1:]}.\n\n"
-        f"Scores on {items} held-out items that neither the search nor the choice of the winner saw, with 95 % "
-        "bootstrap intervals over items:\n\n" + head + "\n".join(lines) + "\n"
-    )
+def check_new(out: Path) -> None:
+    """Refuse a folder that exists, or whose parent cannot be written to."""
+    if os.path.lexists(out):
+        raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
+    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise RecipeError(f"{out}: its parent is no folder that can be written to. Make it first.")
 
 
-def _cell(found: Mapping[str, float]) -> str:
-    return f"{found['estimate']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+def compare_sources(recipe: Recipe, family: Family) -> tuple[str, ...]:
+    """Compare the models at hand with those that the recipe names; returns those it names no digest for.
 
-
-def _hub_id(source: Source) -> str | None:
-    local = source.model.startswith((".", "/", "~")) or source.model.count("/") != 1 or Path(source.model).exists()
-    return None if local else source.model
-
-
-def _shown(source: Source) -> str:
-    """A hub id with its revision; of a local folder only its name: its path says nothing about the model."""
-    hub = _hub_id(source)
-    if hub is None:
-        return Path(source.model).name
-    return hub if source.revision is None else f"{hub}@{source.revision}"
+    RecipeError names every model that is another.
+    """
+    at_hand = {recipe.base.name: family.base.digest}
+    at_hand |= {source.name: family.parents[source.name].digest for source in recipe.parents}
+    wrong, unpinned = [], []
+    for source in (recipe.base, *recipe.parents):
+        if not source.digest:
+            unpinned.append(source.name)
+        elif source.digest != at_hand[source.name]:
+            wrong.append(f"{source.name} at {source.model} is {at_hand[source.name][:12]}, not {source.digest[:12]}")
+    if wrong:
+        raise RecipeError(
+            f"{'; '.join(wrong)}: not the weights that were merged. Give them with --model NAME=FOLDER. "
+            "Nothing was written."
+        )
+    return tuple(unpinned)

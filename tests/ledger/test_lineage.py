@@ -364,11 +364,11 @@ def test_a_mirror_cut_off_again_and_again_ends_as_if_it_never_was(
     Lineage(whole, facts()).sync({"search": records["search"]})
     Lineage(whole, facts()).sync(records, RESULT)
 
-    connect = lineage_module._connect
+    connect = lineage_module.connect
 
     def attempt(calls: int, *what: Any) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(lineage_module, "_connect", lambda uri: Dying(connect(uri), calls))
+            patch.setattr(lineage_module, "connect", lambda uri: Dying(connect(uri), calls))
             try:
                 Lineage(uri, facts()).sync(*what)
             except Stop:
@@ -488,17 +488,17 @@ def test_a_problem_that_passes_is_caught_up_with(uri: str, monkeypatch: pytest.M
     records = open_records()
     add(records["search"], "c1", 0.5)
     monkeypatch.setattr(BackgroundMirror, "FIRST_DELAY", 0.01)
-    connect, failed = lineage_module._connect, threading.Event()
+    connect, failed = lineage_module.connect, threading.Event()
 
     def refuse(uri: str) -> Any:
         failed.set()
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(lineage_module, "_connect", refuse)
+    monkeypatch.setattr(lineage_module, "connect", refuse)
     with BackgroundMirror(Lineage(uri, facts()), records) as mirror:
         mirror.wake()
         assert failed.wait(10)
-        monkeypatch.setattr(lineage_module, "_connect", connect)
+        monkeypatch.setattr(lineage_module, "connect", connect)
         mirror.wake()
     assert mirror.problem is None
     assert {run["name"] for run in View(uri).runs} == {"toy", "c1"}
@@ -506,7 +506,7 @@ def test_a_problem_that_passes_is_caught_up_with(uri: str, monkeypatch: pytest.M
 
 def test_a_server_that_hangs_is_left_behind_with_a_warning(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(lineage_module, "_connect", lambda uri: answer.wait(30))
+    monkeypatch.setattr(lineage_module, "connect", lambda uri: answer.wait(30))
     mirror = BackgroundMirror(Lineage("http://127.0.0.1:9", facts()), records, patience=0.1)
     with pytest.warns(RuntimeWarning, match="the next run or sync catches up"):
         mirror.finish()

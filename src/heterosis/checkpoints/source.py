@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from heterosis.errors import CheckpointError
 
-# Weights, configuration and tokenizer; never code, never pickles.
-HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
+# Weights, configuration, tokenizer, and the licence, which may stand in the card alone; never code, never pickles.
+HUB_PATTERNS = (
+    *("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"),
+    *("LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "README.md"),
+)
 
 
 class ModelRef(NamedTuple):

@@ -76,6 +76,7 @@ class PanelTask:
         self.name = name
         self.spec = choice.task
         self.limit = choice.limit
+        self.chat_template = choice.chat_template
         self._task = task
         if not task.aggregation():
             raise TaskError(f"{name}: no metric. Add one to its metric_list.")
@@ -143,6 +144,15 @@ class PanelTask:
             return [1.0] * len(items)
         blank: dict[type, Answer] = {Continuation: Likelihood(0.0, False), Generation: "", RollingWindows: 0.0}
         return [found.weight for found in self.outcomes(items, [[blank[type(r)] for r in i.requests] for i in items])]
+
+    @property
+    def version(self) -> Any:
+        """Version that the task gives itself."""
+        return (self._task.config.metadata or {}).get("version", self._task.VERSION)
+
+    def config(self) -> dict[str, Any]:
+        """The task's configuration, as lm-eval writes it beside results."""
+        return dict(self._task.dump_config())
 
     def texts(self, item: Item) -> list[str]:
         """Every string in an item's document that is its own: not those that many of the task's documents hold."""

@@ -110,7 +110,7 @@ class Lineage:
         `records` by split; `result` is the content of result.json, once there is one.
         """
         try:
-            self._client = self._client or _connect(self._uri)
+            self._client = self._client or connect(self._uri)
             return self._sync(_merges(records), result)
         except BaseException:
             self._there = None  # what did get written is looked up by the next sync
@@ -347,7 +347,7 @@ class Lineage:
         client.set_logged_model_tags(child.model_id, {"mlflow.modelVersions": listed})
 
 
-def _connect(uri: str) -> Any:
+def connect(uri: str) -> Any:
     """A client of our own; MLflow's chatter about tables and URLs is turned off."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient

@@ -1,0 +1,195 @@
+"""Test-split scores as leaderboards take them: lm-eval's result and sample files, and the hub's `.eval_results`.
+
+What the record does not keep (documents, prompts, responses) stands there as null; nothing is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from heterosis.evaluation.panel import TaskOutcomes
+from heterosis.files import write_json, write_text
+from heterosis.publishing.findings import Findings
+
+HASHES = (
+    "doc_hash and prompt_hash are the panel's own: the first 16 digits of SHA-256 of the document, and of every token "
+    "that was asked. lm-eval hashes other bytes."
+)
+FEWSHOT_SEED = 1234
+
+
+def write_leaderboard_files(folder: Path, found: Findings, name: str) -> list[str]:
+    """Write the files, where the test split scored the merge; returns their names. `name`: the model's."""
+    if found.outcomes is None:
+        return []
+    # lm-eval names its files by the time; the weights' digest tells models apart as well, and is always the same.
+    mark = (found.candidate.weights_digest or found.candidate.recipe_digest)[:16]
+    written = [f"lm_eval/results_{mark}.json"]
+    (folder / "lm_eval").mkdir()
+    write_json(folder / written[0], results(found, name))
+    for task in found.tasks:
+        written.append(f"lm_eval/samples_{_file_name(task)}_{mark}.jsonl")
+        lines = [json.dumps(sample, ensure_ascii=False) for sample in samples(found, task)]
+        write_text(folder / written[-1], "\n".join(lines) + "\n")
+    for task, entries in hub_entries(found).items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        written.append(f".eval_results/{_file_name(task)}.yaml")
+        write_text(folder / written[-1], yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000))
+    return written
+
+
+def results(found: Findings, name: str) -> dict[str, Any]:
+    """What lm-eval's EvaluationTracker writes to results_*.json, with the same keys."""
+    assert found.outcomes is not None
+    facts = {task: found.about["tasks"].get(task, {}) for task in found.tasks}
+    scores = found.table["test"][found.label]["tasks"]
+    return {
+        "results": {
+            task: {
+                "name": task,
+                "alias": task,
+                "sample_len": len(found.outcomes[task].values),
+                f"{kept.metric},{kept.filter}": scores[task]["estimate"],
+                f"{kept.metric}_stderr,{kept.filter}": _standard_error(kept.kind, found.outcomes[task]),
+            }
+            for task, kept in found.tasks.items()
+        },
+        "group_subtasks": {},
+        "configs": {task: facts[task].get("config") for task in found.tasks},
+        "versions": {task: facts[task].get("version") for task in found.tasks},
+        "n-shot": {task: facts[task].get("num_fewshot") for task in found.tasks},
+        "higher_is_better": {task: {kept.metric: kept.higher_is_better} for task, kept in found.tasks.items()},
+        "n-samples": {
+            task: {"original": facts[task].get("documents"), "effective": len(found.outcomes[task].values)}
+            for task in found.tasks
+        },
+        "config": _config(found, name),
+        "git_hash": None,
+        "date": None,
+        "pretty_env_info": None,
+        "transformers_version": None,
+        "lm_eval_version": found.about["version"],
+        "upper_git_hash": None,
+        "task_hashes": {},
+        "model_source": "heterosis",
+        "model_name": name,
+        "model_name_sanitized": _file_name(name),
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "fewshot_as_multiturn": any(fact.get("chat_template") for fact in facts.values()) if all(facts) else None,
+        "chat_template": None,
+        "chat_template_sha": None,
+        "total_evaluation_time_seconds": None,
+    }
+
+
+def _config(found: Findings, name: str) -> dict[str, Any]:
+    """How it was asked. Keys of lm-eval's that have no meaning here are null; `heterosis` says what only we know."""
+    return {
+        "model": found.engine,
+        "model_args": f"pretrained={name}",
+        "batch_size": None,
+        "batch_sizes": [],
+        "device": None,
+        "use_cache": None,
+        "limit": None,
+        "bootstrap_iters": 0,
+        "gen_kwargs": None,
+        "random_seed": found.seed,
+        "numpy_seed": None,
+        "torch_seed": None,
+        "fewshot_seed": FEWSHOT_SEED,
+        "heterosis": {
+            "study": found.study,
+            "candidate": found.label,
+            "split": "test",
+            "items": found.items["test"],
+            "panel_digest": found.panel["digest"],
+            "weights_digest": found.candidate.weights_digest,
+            "recipe_digest": found.candidate.recipe_digest,
+            "intervals": found.table["test"][found.label],
+            "hashes": HASHES,
+        },
+    }
+
+
+def samples(found: Findings, task: str) -> list[dict[str, Any]]:
+    """What lm-eval writes to samples_*.jsonl, a dict per item, with the same keys."""
+    assert found.outcomes is not None
+    kept, table = found.tasks[task], found.outcomes[task]
+    rows = found.panel["splits"]["test"][task]
+    return [
+        {
+            "doc_id": int(doc_id),
+            "doc": None,
+            "target": None,
+            "arguments": None,
+            "resps": None,
+            "filtered_resps": None,
+            "filter": kept.filter,
+            "metrics": [kept.metric],
+            "doc_hash": doc_hash,
+            "prompt_hash": prompt_hash,
+            "target_hash": None,
+            kept.metric: _per_item(kept.kind, value, weight),
+        }
+        for (doc_id, doc_hash, prompt_hash), value, weight in zip(
+            rows, table.values.tolist(), table.weights.tolist(), strict=True
+        )
+    ]
+
+
+def _per_item(kind: str, value: float, weight: float) -> Any:
+    """An outcome as lm-eval's metric gave it for the item."""
+    if math.isnan(value):
+        return None
+    if kind == "perplexity":
+        return -value
+    if kind == "weighted_perplexity":
+        return [-value * weight, weight]
+    if kind == "bits_per_byte":
+        return [-value * weight * math.log(2), weight]
+    return value
+
+
+def _standard_error(kind: str, table: TaskOutcomes) -> float | str:
+    """As lm-eval has it: of the mean over items; it has none for what is not one."""
+    known = table.values[~np.isnan(table.values)]
+    if kind not in ("mean", "nanmean") or len(known) < 2:
+        return "N/A"
+    return float(np.std(known, ddof=1) / math.sqrt(len(known)))
+
+
+def hub_entries(found: Findings) -> dict[str, list[dict[str, Any]]]:
+    """Task -> entries of an `.eval_results/*.yaml` file, for tasks whose items come from a data set on the hub.
+
+    The hub shows them where that data set is registered as a benchmark.
+    """
+    assert found.outcomes is not None
+    scores, entries = found.table["test"][found.label]["tasks"], {}
+    for task, kept in found.tasks.items():
+        facts: Mapping[str, Any] = found.about["tasks"].get(task, {})
+        if not facts.get("dataset"):
+            continue
+        count = len(found.outcomes[task].values)
+        entries[task] = [
+            {
+                "dataset": {"id": facts["dataset"], "task_id": facts.get("dataset_config") or "default"},
+                "value": round(scores[task]["estimate"], 6),
+                "notes": f"lm-eval {task}, {kept.metric}, {facts['num_fewshot']}-shot, on {count} held-out of "
+                f"{facts['documents']} items",
+            }
+        ]
+    return entries
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)
