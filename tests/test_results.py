@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,11 +77,19 @@ def test_a_truly_better_proposal_stays_better() -> None:
     assert 0.1 < found["low"] < found["estimate"] < found["high"]
 
 
-def test_proposals_that_a_race_stopped_take_part_on_the_items_that_they_answered() -> None:
+def test_proposals_that_a_race_stopped_cannot_have_been_the_best_until_they_are_scored_to_the_end() -> None:
     record = searched(1, [0.6] * 10, known=[ITEMS] * 5 + [20] * 5)
     found = search_optimism(record, SPLIT, OBJECTIVE, PARENTS, 1)
     assert found is not None
-    assert found["candidates"] == 10
+    assert found["candidates"] == 5
+    values = np.ones(ITEMS)
+    done = replace(record.proposed[7], outcomes={"t": TaskOutcomes(values, np.ones(ITEMS))}, value=1.0)
+    with_it = search_optimism(record, SPLIT, OBJECTIVE, PARENTS, 1, [done])
+    assert with_it is not None
+    assert (with_it["candidates"], with_it["candidate"]) == (6, "c8")
+
+
+def test_where_none_answered_everything_they_are_compared_on_what_they_answered() -> None:
     alone = searched(2, [1.0], known=[20])
     one = search_optimism(alone, SPLIT, OBJECTIVE, PARENTS, 2)
     assert one is not None

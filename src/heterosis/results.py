@@ -45,7 +45,9 @@ def result(
         "study": config.name,
         **claims(evidence["test"], choice, parents, len(openings)),
         "constraints": constraints_met(winner, records["test"], objective),
-        "search_optimism": search_optimism(records["search"], splits["search"], objective, parents, config.seed),
+        "search_optimism": search_optimism(
+            records["search"], splits["search"], objective, parents, config.seed, leading
+        ),
         "mask_seeds": seed_spread(records["selection"], selected, config.mask_seeds),
         "winner": choice.winner,
         "best_baseline": choice.best_baseline,
@@ -140,15 +142,23 @@ def constraints_met(winner: Candidate, tested: Record, objective: Objective) -> 
 
 
 def search_optimism(
-    searched: Record, split: Items, objective: Objective, parents: Sequence[str], seed: int
+    searched: Record,
+    split: Items,
+    objective: Objective,
+    parents: Sequence[str],
+    seed: int,
+    leading: Sequence[Candidate] = (),
 ) -> dict[str, Any] | None:
     """The best proposal of the search against the best parent, on the items that chose it, corrected for the choice.
 
     `estimate` is what the search saw, `optimism` by how much the best of so many looks better than it is, `corrected`
-    the difference of the two; `low` and `high` hold for all proposals at once. A proposal that answered a part of the
-    items is compared with the parent on that part. None without a scored proposal.
+    the difference of the two; `low` and `high` hold for all proposals at once. Only those that answered every item can
+    lead, so the best is chosen among them (`leading`: those that a race had stopped, scored to the end); if none did
+    (anchors), a proposal is compared with the parent on the part that it answered. None without a scored proposal.
     """
-    proposed = [c for c in searched.proposed if c.value is not None]
+    later = {candidate.label: candidate for candidate in leading}
+    scored = [later.get(c.label, c) for c in searched.proposed if c.value is not None]
+    proposed = [candidate for candidate in scored if not candidate.is_partial] or scored
     known = [c for c in searched.baselines if c.label in parents and c.value is not None]
     if not proposed or not known:
         return None
