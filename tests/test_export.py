@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PARENTS, FamilyFolder, MakeRecipe, OpenFamily
+from conftest import PARENTS, Command, FamilyFolder, MakeRecipe, OpenFamily
 from safetensors.torch import load_file
+from small_study import Finished
 
 from heterosis.builder import Builder
-from heterosis.checkpoints import Checkpoint
-from heterosis.errors import CanaryError, CheckpointError
-from heterosis.export import card, export
+from heterosis.checkpoints import Checkpoint, open_family
+from heterosis.errors import CanaryError, CheckpointError, StudyError
+from heterosis.export import export, export_candidate
 from heterosis.merge import Kernel
 from heterosis.recipe import Recipe
 
@@ -27,12 +29,6 @@ NUMBERS = {name: {"weight": 0.6, "density": 0.5, "drop": 0.3} for name in PARENT
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def front_matter(text: str) -> dict[str, Any]:
-    assert text.startswith("---\n")
-    front: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
-    return front
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -140,61 +136,6 @@ def test_shards_have_an_index_and_the_same_weights(
     assert all(torch.equal(loaded.get_parameter(name), tensor) for name, tensor in expected.items())
 
 
-RESULTS = {
-    "tasks": {"sort": {}, "add": {}},
-    "items": {"test": 40},
-    "verdict": "c7 beats every parent and baseline",
-    "table": [
-        {
-            "label": "c7",
-            "test": {
-                "objective": {"estimate": 0.75, "low": 0.5, "high": 0.875},
-                "tasks": {task: {"estimate": 0.25, "low": 0.125, "high": 0.5} for task in ("sort", "add")},
-            },
-        },
-        {"label": "c9", "selection": {}},
-    ],
-}
-
-
-def with_sources(recipe: Recipe, base: str, *parents: str) -> Recipe:
-    models = zip(recipe.parents, parents, strict=True)
-    return recipe.model_copy(
-        update={
-            "base": recipe.base.model_copy(update={"model": base}),
-            "parents": tuple(source.model_copy(update={"model": model}) for source, model in models),
-        }
-    )
-
-
-def test_the_card_names_hub_models_for_the_hub(open_tiny: OpenFamily, recipe_for: MakeRecipe) -> None:
-    recipe = recipe_for(open_tiny(), "dare_ties", NUMBERS)
-    text = card(with_sources(recipe, "owner/base", "owner/a", "owner/b", "owner/c"), RESULTS)
-    front = front_matter(text)
-    assert front["library_name"] == "transformers"
-    assert front["base_model"] == ["owner/base", "owner/a", "owner/b", "owner/c"]
-    assert front["base_model_relation"] == "merge"
-    assert {"merge", "heterosis"} <= set(front["tags"])
-
-
-def test_the_card_of_local_models_tells_no_path(
-    open_tiny: OpenFamily, recipe_for: MakeRecipe, tiny_family: FamilyFolder
-) -> None:
-    text = card(recipe_for(open_tiny(), "dare_ties", NUMBERS), None)
-    assert "base_model" not in front_matter(text)
-    assert str(tiny_family()) not in text
-    assert "| a | a | `" in text
-    assert "Results" not in text
-
-
-def test_the_card_shows_the_test_split_alone(open_tiny: OpenFamily, recipe_for: MakeRecipe) -> None:
-    text = card(recipe_for(open_tiny(), "dare_ties", NUMBERS), RESULTS)
-    assert "C7 beats every parent and baseline." in text
-    assert "Scores on 40 held-out items" in text
-    assert "| c7 | 0.7500 [0.5000, 0.8750] | 0.2500 [0.1250, 0.5000] | 0.2500 [0.1250, 0.5000] |" in text
-    assert "c9" not in text
-
-
 def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(
     open_tiny: OpenFamily, recipe_for: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,3 +166,84 @@ def test_while_one_result_is_written_only_the_next_is_held(
     monkeypatch.setattr(Kernel, "merge", counted)
     export(Builder(family, compiled=False), recipe_for(family, "dare_ties", NUMBERS), tmp_path / "out")
     assert most <= 2
+
+
+# A study's merges.
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_winner_is_exported_again_as_the_run_wrote_it(finished: Finished, tmp_path: Path) -> None:
+    exported = export_candidate(finished.folder, "best", tmp_path / "out")
+    assert (exported.label, exported.role) == (finished.result["winner"], "winner")
+    assert exported.weights_digest == finished.result["weights_digest"]
+    assert bytes_of(tmp_path / "out") == bytes_of(finished.folder / "winner")
+    assert any(name.startswith("lm_eval/results_") for name in exported.leaderboard_files)
+
+
+def test_any_candidate_is_exported_and_said_to_be_biased(
+    finished: Finished, heterosis: Command, tmp_path: Path
+) -> None:
+    selected = {candidate.label for candidate in finished.record("tiny/selection").candidates}
+    searched = next(c for c in finished.record().proposed if c.label not in selected)
+    out = tmp_path / "out"
+    code, told, warned = heterosis("export", finished.folder, out, "--candidate", searched.label)
+    assert code == 0
+    assert "biased upwards by selection" in told
+    assert f"{out}  {searched.label}, weights {searched.weights_digest}, as they were scored" in told
+    assert "no scores on the test split" in warned
+    assert "biased upwards by selection" in (out / "README.md").read_text()
+    assert not (out / "lm_eval").exists()
+    assert "model-index" not in (out / "README.md").read_text()
+
+
+def test_the_best_of_an_unfinished_study_is_the_best_yet(finished: Finished, tmp_path: Path) -> None:
+    for name in ("record.db", "panel.json", "resolved.yaml"):
+        shutil.copy(finished.folder / name, tmp_path)
+    exported = export_candidate(tmp_path, "best", tmp_path / "out")
+    selection = finished.record("tiny/selection").candidates
+    own = {c.label: c.value for c in selection if "~" not in c.label and c.value is not None}
+    assert own[exported.label] == max(own.values())
+    assert "The study was not finished" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(StudyError, match="not finished, so it has no winner"):
+        export_candidate(tmp_path, "winner", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--candidate", "c99"), "no candidate 'c99' in its record; near: c9"),
+        (("--dry-run",), "Give --push OWNER/NAME too"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_writes_nothing(
+    finished: Finished, heterosis: Command, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    code, told, warned = heterosis("export", finished.folder, tmp_path / "out", *arguments)
+    assert (code, told) == (2, "")
+    assert said in warned
+    assert warned.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_folder_loads_as_it_is(finished: Finished, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    export_candidate(finished.study, "winner", tmp_path / "out")
+    _, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(notes.values())
+
+
+def test_texts_of_licences_go_along(tiny_family: FamilyFolder, recipe_for: MakeRecipe, tmp_path: Path) -> None:
+    shutil.copytree(tiny_family(), tmp_path / "family")
+    for name in ("base", *PARENTS):
+        (tmp_path / "family" / name / "LICENSE").write_text("MIT License")
+        (tmp_path / "family" / name / "NOTICE").write_text(f"by {name}")
+    family = open_family(tmp_path / "family" / "base", {name: tmp_path / "family" / name for name in PARENTS})
+    export(Builder(family), recipe_for(family, "ties", NUMBERS), tmp_path / "out")
+    found = {path.name: path.read_text() for kind in ("LICENSE*", "NOTICE*") for path in (tmp_path / "out").glob(kind)}
+    assert found == {"LICENSE": "MIT License", **{f"NOTICE.{name}": f"by {name}" for name in ("base", *PARENTS)}}
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    family.close()
