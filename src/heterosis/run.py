@@ -81,6 +81,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
             record.listen(partial(watcher.recorded, split))
             if mirror is not None:
                 record.listen(lambda _: mirror.wake())
+        records.rungs.listen(watcher.answered)
         _look_for_contamination(prepared, records.search, watcher)
         engine = LiveEngine(prepared, records.search, watcher)
         stack.callback(engine.close)
@@ -141,6 +142,8 @@ def open_records(prepared: Prepared) -> Records:
     pieces = RungRecord(storage, f"{name}/rungs")
     records = Records(opened(name), opened(f"{name}/selection"), opened(f"{name}/test"), pieces)
     records.search.bind(prepared.identity)
+    if records.search.noted("study_file") != str(prepared.path):
+        records.search.note("study_file", str(prepared.path))
     return records
 
 

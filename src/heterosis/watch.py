@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from heterosis.errors import RecordError
 from heterosis.ledger.record import Candidate, Record
+from heterosis.views.progress import Progress, Tracker
+from heterosis.views.tables import (
+    against,
+    duration,
+    failures_line,
+    grid,
+    left_line,
+    pace_line,
+    shares_line,
+    standing,
+)
 
 if TYPE_CHECKING:
     from heterosis.search import Budget
     from heterosis.study import Prepared
 
-RECENT = 20
+# Failures that stay on the panel; all are printed above it.
+FAILURES = 3
+# Describing a long search takes time that its engine waits for: at most one part in so many.
+THRIFT = 30.0
 
 
 class Watcher:
@@ -34,13 +47,24 @@ class Watcher:
         self._prepared: Prepared | None = None
         self._budget: Budget | None = None
         self._record: Record | None = None
-        self._finished: deque[tuple[float, int]] = deque(maxlen=RECENT)
-        self._interval: tuple[str, str] = ("", "")
+        self._tracker: Tracker | None = None
+        self._progress: Progress | None = None
+        self._due = 0.0
         self._generation = 0
+        self._finals: dict[str, int] = {}
+        self._last = ""
+        self._rung: tuple[int, int, int] = (0, 0, 0)
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal and not self._quiet:
-            self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            # Only the clock moves between events: what is costly is computed when a candidate is recorded.
+            self._live = Live(
+                get_renderable=self.view,
+                console=self.console,
+                refresh_per_second=2,
+                transient=True,
+                vertical_overflow="crop",
+            )
             self._live.start()
         return self
 
@@ -52,7 +76,11 @@ class Watcher:
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
         self._stage = text
-        self._show(f"{self._clock()} {text}")
+        self._last = ""
+        if self._live is not None:
+            self._describe()  # what came last may have been left out
+        if self._live is None and not self._quiet:
+            self.console.print(f"{self._clock()} {escape(text)}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Something the user should know, once."""
@@ -61,113 +89,135 @@ class Watcher:
     def begin(self, prepared: Prepared, budget: Budget, record: Record) -> None:
         """The search begins, or goes on."""
         self._prepared, self._budget, self._record = prepared, budget, record
+        config, split = prepared.config, prepared.panel.splits["search"]
+        self._tracker = Tracker(split, prepared.objective, list(config.parents), budget, config.seed)
+        self._describe()
         known = len(record.proposed)
         done = f", {known} candidates are already recorded" if known else ""
-        genes, size = len(prepared.space.genes), prepared.panel.splits["search"].size
-        self.stage(f"searching {genes} genes on {size} items in generations of {prepared.population}{done}")
+        genes = len(prepared.space.genes)
+        self.stage(f"searching {genes} genes on {split.size} items in generations of {prepared.population}{done}")
 
     def recorded(self, split: str, candidate: Candidate) -> None:
         """A candidate was scored and recorded."""
-        if split == "search":
-            self._finished.append((time.monotonic(), candidate.items))
         if candidate.error is not None:
             self.warn(f"{candidate.label} failed: {candidate.error}")
-        if self._live is not None:
-            self._live.update(self._view())
-        elif not self._quiet:
-            self._plain(split, candidate)
+        if self._quiet:
+            return
+        shown = "failed" if candidate.value is None else f"{candidate.value:.4f}"
+        self._last = f"{candidate.label} {shown}, {split} split"
+        self._rung = (0, 0, 0)
+        if split != "search":
+            self._finals[split] = self._finals.get(split, 0) + 1
+        begins = split == "search" and candidate.generation != self._generation
+        # Off a terminal only the first of a generation is told of, so no more is computed.
+        if split == "search" and (begins or (self._live is not None and time.monotonic() >= self._due)):
+            self._describe()
+        if self._live is None:
+            self._plain(split, candidate, begins)
+        self._generation = candidate.generation if split == "search" else self._generation
 
-    def _plain(self, split: str, candidate: Candidate) -> None:
+    def _describe(self) -> None:
+        if self._tracker is not None and self._record is not None:
+            began = time.monotonic()
+            self._progress = self._tracker.progress(self._record.candidates)
+            ended = time.monotonic()
+            self._due = ended + THRIFT * (ended - began)
+
+    def answered(self, label: str, rung: int, items: int) -> None:
+        """A candidate answered a rung of its race; it is recorded when the race is over."""
+        number, candidates, total = self._rung
+        candidates = candidates + 1 if number == rung + 1 else 1
+        self._rung = (rung + 1, candidates, total + items)
+        self._last = f"{label} answered {items} items"
+
+    def _plain(self, split: str, candidate: Candidate, begins: bool) -> None:
         if split != "search" or candidate.is_baseline:
             shown = "failed" if candidate.value is None else f"{candidate.value:.4f}"
-            self.console.print(f"{self._clock()} {split}: {candidate.label} {shown}", soft_wrap=True)
-            return
-        if candidate.generation != self._generation:
-            self._generation = candidate.generation
-            parts = [self._best_line(), self._rate_line()]
+            self.console.print(f"{self._clock()} {split}: {escape(candidate.label)} {shown}", soft_wrap=True)
+        elif begins and self._progress is not None:
             done = f"generation {candidate.generation}, candidate {candidate.label.removeprefix('c')}"
-            self.console.print(f"{self._clock()} {done}: " + "; ".join(part for part in parts if part), soft_wrap=True)
+            line = "; ".join(_summary(self._progress, self._items))
+            self.console.print(f"{self._clock()} {done}: {escape(line)}", soft_wrap=True)
 
-    def _show(self, line: str) -> None:
-        if self._live is not None:
-            self._live.update(self._view())
-        elif not self._quiet:
-            self.console.print(line, soft_wrap=True)
+    @property
+    def _items(self) -> int:
+        return self._prepared.panel.splits["search"].size if self._prepared is not None else 0
 
-    def _view(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        table.add_row("[bold]" + (self._prepared.config.name if self._prepared else "heterosis"), self._stage)
-        if self._record is not None and self._record.candidates:
-            for name, text in (
-                ("best", self._best_line()),
-                ("best parent", self._compared("parent")),
-                ("best baseline", self._compared("baseline")),
-                ("pace", self._rate_line()),
-            ):
-                table.add_row(name, text)
-        return Group(table, self._progress())
-
-    def _progress(self) -> Progress:
-        progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        total = self._budget.candidates if self._budget else None
-        done = len(self._record.proposed) if self._record else 0
-        generation = self._record.proposed[-1].generation if self._record and self._record.proposed else 0
-        progress.add_task(f"generation {generation}", total=total, completed=done)
-        return progress
-
-    def _best(self, kind: str = "any") -> Candidate | None:
-        if self._record is None or self._prepared is None:
-            return None
-        scored = [candidate for candidate in self._record.candidates if candidate.value is not None]
-        if kind == "parent":
-            scored = [candidate for candidate in scored if candidate.label in self._prepared.config.parents]
-        elif kind == "baseline":
-            scored = [candidate for candidate in scored if candidate.is_baseline]
-        return max(scored, key=lambda candidate: candidate.value or 0.0, default=None)
-
-    def _compared(self, kind: str) -> str:
-        found = self._best(kind)
-        return "" if found is None or found.value is None else f"{found.value:.4f} ({found.label})"
-
-    def _best_line(self) -> str:
-        best = self._best()
-        if best is None or best.value is None:
-            return ""
-        if self._interval[0] != best.label:
-            self._interval = (best.label, self._bounds(best))
-        estimated = (best.race or {}).get("error")
-        spread = self._interval[1] if estimated is None else f"± {estimated:.4f} (estimated from anchors)"
-        return f"best so far {best.value:.4f} {spread} ({best.label}, search split)"
-
-    def _bounds(self, best: Candidate) -> str:
-        from heterosis.finals import Evidence
-
-        assert self._prepared is not None
-        try:
-            split = self._prepared.panel.splits["search"]
-            found = Evidence([best], split, self._prepared.objective, 0).row(best.label)["objective"]
-        except RecordError:  # a normalised objective has no scale before the parents are scored
-            return ""
-        return f"[{found['low']:.4f}, {found['high']:.4f}]".replace("[", r"\[")
-
-    def _rate_line(self) -> str:
-        if len(self._finished) < 2 or self._budget is None or self._record is None:
-            return ""
-        seconds = self._finished[-1][0] - self._finished[0][0]
-        candidates, items = len(self._finished) - 1, sum(n for _, n in list(self._finished)[1:])
-        if seconds <= 0.0:
-            return ""
-        line = f"{items / seconds:.0f} items/s"
-        if self._budget.candidates is not None:
-            left = max(0, self._budget.candidates - len(self._record.proposed))
-            line += f", about {_duration(left * seconds / candidates)} left"
-        return line
+    def view(self) -> Group:
+        """The live panel as it is at this moment."""
+        name = self._prepared.config.name if self._prepared is not None else "heterosis"
+        head = Table.grid(padding=(0, 2), expand=True)
+        head.add_column(style="bold", no_wrap=True)
+        head.add_column(ratio=1, overflow="fold")
+        head.add_column(justify="right", no_wrap=True)
+        head.add_row(escape(name), escape(self._stage), self._clock())
+        if self._progress is None or self._budget is None:
+            return Group(head)
+        rows = grid()
+        for title, text in _rows(self._progress, self._budget, self._items):
+            rows.add_row(title, escape(text))
+        number, candidates, total = self._rung
+        if number:
+            rows.add_row("racing", f"rung {number}, answered by {candidates}; {total:,} items in this generation")
+        if self._finals:
+            rows.add_row("finals", ", ".join(f"{count} scored on {split}" for split, count in self._finals.items()))
+        if self._last:
+            rows.add_row("last", escape(self._last))
+        return Group(head, _bar(self._progress, self._budget), rows)
 
     def _clock(self) -> str:
-        return _duration(time.monotonic() - self._started)
+        return duration(time.monotonic() - self._started)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _summary(progress: Progress, items: int) -> Iterator[str]:
+    """One line's worth of a search."""
+    if progress.best is not None:
+        yield f"best so far {standing(progress.best, items)}, search split"
+    if progress.over_parent is not None:
+        gain = progress.over_parent
+        yield f"{gain.estimate:+.4f} over {gain.against}"
+    if progress.pace is not None:
+        yield f"{progress.pace.items_per_second:.0f} items/s"
+    if progress.left.seconds is not None:
+        yield f"about {duration(progress.left.seconds)} left"
+
+
+def _rows(progress: Progress, budget: Budget, items: int) -> Iterator[tuple[str, str]]:
+    """The panel line by line."""
+    spent = f"{progress.items:,}" + (f" of {budget.items:,}" if budget.items is not None else "")
+    hours = f" of {duration(budget.seconds)}" if budget.seconds is not None else ""
+    yield "spent", f"{spent} items, {duration(progress.seconds)}{hours}"
+    if progress.best is not None:
+        yield "best so far", f"{standing(progress.best, items)}, search split"
+    if progress.best_parent is not None:
+        yield "best parent", against(progress.best_parent, progress.over_parent, items)
+    if progress.best_baseline is not None:
+        yield "best baseline", against(progress.best_baseline, progress.over_baseline, items)
+    if progress.pace is not None:
+        yield "pace", pace_line(progress)
+    if line := left_line(progress.left):
+        yield "left", line
+    if progress.seconds > 0.0:
+        yield "time", shares_line(progress)
+    if progress.failures:
+        yield "failed", failures_line(progress.failures, FAILURES)
+
+
+def _bar(progress: Progress, budget: Budget) -> Table:
+    """How much of the budget is used, by the part of it that is furthest."""
+    parts = {
+        "candidates": (progress.candidates, budget.candidates),
+        "items": (progress.items, budget.items),
+        "hours": (progress.seconds, budget.seconds),
+    }
+    used = {name: value / limit for name, (value, limit) in parts.items() if limit}
+    share = min(1.0, max(used.values(), default=0.0))
+    table = Table.grid(padding=(0, 2))
+    of = f" of {budget.candidates}" if budget.candidates is not None else ""
+    table.add_row(
+        f"generation {progress.generation}",
+        ProgressBar(total=1.0, completed=share, width=24),
+        f"{share:.0%}",
+        f"{progress.candidates}{of} candidates",
+    )
+    return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optuna
@@ -32,6 +33,11 @@ class RungRecord:
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
             self._pieces = dict(_piece(trial.user_attrs) for trial in self._study.get_trials(deepcopy=False))
+        self._listeners: list[Callable[[str, int, int], None]] = []
+
+    def listen(self, listener: Callable[[str, int, int], None]) -> None:
+        """Call `listener` with label, rung (from 0) and items of every piece written from now on."""
+        self._listeners.append(listener)
 
     def find(self, recipe_digest: str, rung: int) -> Piece | None:
         """The piece, if it was scored."""
@@ -55,6 +61,8 @@ class RungRecord:
             self._study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
         key, piece = _piece(attributes)
         self._pieces[key] = piece
+        for listener in self._listeners:
+            listener(label, rung, piece.items)
         return piece
 
 

@@ -49,16 +49,18 @@ def _in_part(study: Stored, part: str) -> str:
 
 def role_of(study: Stored, label: str) -> str:
     """What part a candidate plays."""
-    if study.result is not None and label == study.result["winner"]:
-        return "winner"
-    if label in study.config.parents:
-        return "parent"
     if VARIANT in label:
         return f"{label.partition(VARIANT)[0]} with other random masks"
-    found = next(iter(study.candidates()[label].values()))
-    if found.is_baseline:
-        return "baseline"
-    return "finalist" if "selection" in study.candidates()[label] else "proposal"
+    splits = study.candidates()[label]
+    if label in study.config.parents:
+        role = "parent"
+    elif next(iter(splits.values())).is_baseline:
+        role = "baseline"
+    else:
+        role = "finalist" if "selection" in splits else "proposal"
+    if study.result is None or label != study.result["winner"]:
+        return role
+    return "winner" if role == "finalist" else f"winner, a {role}"
 
 
 def _some(labels: list[str]) -> str:

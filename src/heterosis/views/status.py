@@ -135,7 +135,5 @@ def _next(study: Stored, target: Path, stage: str, held: bool, any_scored: bool)
 
 def _study_file(study: Stored, target: Path) -> str:
     """The study file, as far as it is known: the folder keeps what it said, not where it lies."""
-    if target.is_file():
-        return shlex.quote(str(target))
-    command = str((study.result or {}).get("command", ""))
-    return command.removeprefix("heterosis run ") or f"STUDY.yaml  (the study file of {study.config.name})"
+    known = str(target) if target.is_file() else study.records["search"].noted("study_file")
+    return shlex.quote(known) if known else f"STUDY.yaml  (the study file of {study.config.name})"

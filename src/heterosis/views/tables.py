@@ -240,7 +240,8 @@ def _race(found: Shown) -> str:
         "open": "its place still open",
     }
     end = words.get(str(race["place"]), str(race["place"]))
-    return f"{race['rungs']} rungs, {scored.items} of {scored.of} items, {end} when its race ended"
+    rungs = f"{race['rungs']} rung{'s' if race['rungs'] != 1 else ''}"
+    return f"{rungs}, {scored.items} of {scored.of} items, {end} when its race ended"
 
 
 def _scores(found: Shown) -> Table:
