@@ -306,24 +306,25 @@ def engine(kind: str) -> Check:
 
 def _child(script: str, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Exit code and output of Python code in a process group of its own; None when it took too long."""
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-c", script, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        said, _ = child.communicate(timeout=seconds)
-        return child.returncode, said
-    except subprocess.TimeoutExpired:
-        return None, ""
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    with tempfile.TemporaryFile() as said:  # no pipe: what the child leaves behind would keep it open
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", script, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        code: int | None
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        said.seek(0)
+        return code, said.read().decode("utf-8", "replace")
 
 
 def _telling(said: str) -> str:
