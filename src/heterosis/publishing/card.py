@@ -96,7 +96,9 @@ def _model_index(found: Findings) -> Iterator[dict[str, Any]]:
 def _intro(about: About) -> str:
     recipe, found = about.recipe, about.findings
     parents = ", ".join(f"**{escaped(source.name)}**" for source in recipe.parents)
-    how = "built by hand from a recipe" if found is None else "found by a search"
+    how = "built by hand from a recipe"
+    if found is not None:
+        how = "a baseline of a search" if found.candidate.is_baseline else "found by a search"
     rest = "Configuration and tokenizer are the base's"
     if recipe.vocabulary is not None:
         rest = "The configuration is the base's; the vocabularies were aligned"
