@@ -101,6 +101,25 @@ def test_a_missing_study_says_so(heterosis: Command, tmp_path: Path) -> None:
     assert (code, out, errors) == (2, "", f"error: {tmp_path / 'none.yaml'}: no such file.\n")
 
 
+@pytest.mark.parametrize("flag", ["--confirm-run-unsafe-code", "--confirm_run_unsafe_code"])
+def test_benchmarks_of_generated_code_need_a_flag(
+    heterosis: Command, tiny_family: FamilyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    import datasets
+
+    def no_hub(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr(datasets, "load_dataset", no_hub)
+    study = write_study(tmp_path, tiny_family(), tasks=["humaneval"])
+    code, _, errors = heterosis("check", study, flag)
+    assert (code, "no hub here" in errors) == (2, True)
+    answer = fresh("run", study)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    refusal = "error: humaneval: it runs code that the models write. Give --confirm-run-unsafe-code"
+    assert answer.stderr.splitlines()[-1].startswith(refusal)
+
+
 def test_brackets_in_a_message_are_no_markup(heterosis: Command, tmp_path: Path) -> None:
     code, _, errors = heterosis("run", tmp_path / "[bold]none[/red].yaml")
     assert code == 2

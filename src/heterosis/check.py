@@ -18,9 +18,9 @@ from heterosis.study import Prepared, prepare
 GIB = 1 << 30
 
 
-def check(path: Path) -> dict[str, Any]:
+def check(path: Path, unsafe_code: bool = False) -> dict[str, Any]:
     """Validate a study and describe what it will do. Errors are those that `run` would raise."""
-    prepared = prepare(path)
+    prepared = prepare(path, unsafe_code)
     config, genes = prepared.config, prepared.space.genes
     _check_engine(prepared)
     disk = _check_disk(prepared)

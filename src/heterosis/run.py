@@ -64,11 +64,11 @@ class Finals(NamedTuple):
     """The finalists that the search proposed, scored on all its items."""
 
 
-def run(path: Path, watcher: Watcher) -> dict[str, Any]:
-    """Run or resume the study in `path`; returns what is written to result.json."""
+def run(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, Any]:
+    """Run or resume the study in `path`; returns what is written to result.json. `unsafe_code` as in `load_tasks`."""
     load_study(path)  # a mistake in the file is all that the user should read
     watcher.stage("reading models and tasks")
-    prepared = prepare(path)
+    prepared = prepare(path, unsafe_code)
     folder = prepared.folder
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def run(path: Path, watcher: Watcher) -> dict[str, Any]:
 
 def sync(path: Path) -> int:
     """Bring the lineage up to date with the record; returns how many merges were added. Engines stay off."""
-    prepared = prepare(path)
+    prepared = prepare(path, unsafe_code=True)  # nothing is scored
     lineage = open_lineage(prepared)
     if lineage is None:
         raise StudyError(f"{path}: tracking is none, so there is no lineage to bring up to date.")

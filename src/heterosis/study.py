@@ -118,19 +118,19 @@ def _identity_of(data: DataSource | dict[str, DataSource] | None) -> Any:
     return None if data is None else data.model_dump(exclude={"path"})
 
 
-def prepare(path: Path) -> Prepared:
-    """Load and check everything that can be checked without scoring."""
-    return prepare_as(load_study(path), path)
+def prepare(path: Path, unsafe_code: bool = False) -> Prepared:
+    """Load and check everything that can be checked without scoring. `unsafe_code` as in `load_tasks`."""
+    return prepare_as(load_study(path), path, unsafe_code)
 
 
-def prepare_as(config: Study, path: Path) -> Prepared:
+def prepare_as(config: Study, path: Path, unsafe_code: bool = False) -> Prepared:
     """The same for a study that was read already; `path`: the file that its relative paths are relative to."""
     beside = path.resolve().parent
     family = _open(config, beside)
     blank = _blank_recipe(config, family)
     spaces = _spaces(config, blank, family.names, _data(config, beside))
     max_length = context_length(family.base.config, config.engine.options.get("max_model_len"))
-    panel = _panel(config, Tokenizer(family.base.folder, max_length), beside)
+    panel = _panel(config, Tokenizer(family.base.folder, max_length), beside, unsafe_code)
     weights = _task_weights(config, panel)
     shares = {name: TaskShare(weights[name], task.higher_is_better) for name, task in panel.tasks.items()}
     return Prepared(
@@ -243,10 +243,11 @@ def _main_dtype(family: Family) -> Any:
     return "float32" if main == "float64" else main
 
 
-def _panel(config: Study, tokenizer: Tokenizer, beside: Path) -> Panel:
+def _panel(config: Study, tokenizer: Tokenizer, beside: Path, unsafe_code: bool) -> Panel:
     choices = [TaskChoice(**task.model_dump(include=set(TaskChoice._fields))) for task in config.tasks]
     sizes = config.splits.model_dump()
-    return Panel(load_tasks(choices, tokenizer, beside), {split: sizes[split] for split in SPLITS}, config.seed)
+    tasks = load_tasks(choices, tokenizer, beside, unsafe_code)
+    return Panel(tasks, {split: sizes[split] for split in SPLITS}, config.seed)
 
 
 def _task_weights(config: Study, panel: Panel) -> dict[str, float]:

@@ -31,9 +31,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for split in ("search", "selection", "test"):
         table.add_column(f"{split} ({result['items'][split]} items)", justify="right")
     for row in result["table"]:
-        cells = []
-        for split in ("search", "selection", "test"):
-            cells.append(_cell(row[split], result["items"][split]) if split in row else "")
+        cells = [
+            _cell(row[split], result["items"][split]) if split in row else ""
+            for split in ("search", "selection", "test")
+        ]
         table.add_row(row["label"], row["role"], *cells, style="bold" if row["role"] == "winner" else None)
     return table
 

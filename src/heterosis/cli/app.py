@@ -37,6 +37,14 @@ app = typer.Typer(
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.")]
 Form = Annotated[Output, typer.Option("--format", help="How to print the result: for people or for programs.")]
+UnsafeCode = Annotated[
+    bool,
+    typer.Option(
+        "--confirm-run-unsafe-code",
+        "--confirm_run_unsafe_code",
+        help="Allow benchmarks that run code which the models write (humaneval, mbpp); it is shut in.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and the result.")]
 
 

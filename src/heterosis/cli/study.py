@@ -11,6 +11,7 @@ from heterosis.cli.app import (
     Output,
     Quiet,
     StudyPath,
+    UnsafeCode,
     app,
     errors_on_own_handle,
     output,
@@ -21,14 +22,14 @@ from heterosis.cli.app import (
 
 
 @app.command()
-def run(study: StudyPath, form: Form = Output.TABLE, quiet: Quiet = False) -> None:
+def run(study: StudyPath, form: Form = Output.TABLE, quiet: Quiet = False, unsafe_code: UnsafeCode = False) -> None:
     """Run a study, or go on with one that was interrupted."""
     quieten_libraries()
     from heterosis.run import run as run_study
     from heterosis.watch import Watcher
 
     with errors_on_own_handle() as console, Watcher(console, quiet) as watcher:
-        result = run_study(study, watcher)
+        result = run_study(study, watcher, unsafe_code)
     if form is Output.JSON:
         print_json(result)
     else:
@@ -47,12 +48,12 @@ def sync(study: StudyPath) -> None:
 
 
 @app.command()
-def check(study: StudyPath, form: Form = Output.TABLE) -> None:
+def check(study: StudyPath, form: Form = Output.TABLE, unsafe_code: UnsafeCode = False) -> None:
     """Check everything about a study that can be checked without scoring, and say what it will cost."""
     quieten_libraries()
     from heterosis.check import check as check_study
 
-    facts = check_study(study)
+    facts = check_study(study, unsafe_code)
     if form is Output.JSON:
         print_json(facts)
         return

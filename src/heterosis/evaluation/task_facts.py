@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heterosis.evaluation.tasks import FILE_FORMATS, PanelTask
+from heterosis.evaluation.task_files import FILE_FORMATS
+from heterosis.evaluation.tasks import PanelTask
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

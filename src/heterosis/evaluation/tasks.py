@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from heterosis.errors import TaskError
 from heterosis.evaluation.documents import digest, own_texts, shared_passages, shared_values
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood
+from heterosis.evaluation.sandbox import check_shut_in, code_eval_shut_in
+from heterosis.evaluation.task_files import check_metrics, read_task_file
 from heterosis.evaluation.tokens import Request, RollingWindows, Tokenizer
-from heterosis.files import parse_yaml
 
 # Kinds of metric whose mean is over the words or bytes of the texts.
 WEIGHTED = ("weighted_perplexity", "bits_per_byte")
@@ -63,10 +63,6 @@ class TaskChoice(NamedTuple):
     limit: int | None = None
     cluster: str | None = None
     """Field of the documents whose equal values belong together; None: long texts that documents share."""
-
-
-# Dataset paths that are no data sets but ways to read files; without files they would be looked for on the hub.
-FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 
 
 class PanelTask:
@@ -173,6 +169,8 @@ class PanelTask:
     def _outcome(self, item: Item, instances: Sequence[Any]) -> Outcome:
         filtered = [instance.filtered_resps[self.filter] for instance in instances]
         results = self._task.process_results(self._docs[item.doc_id], filtered)
+        if self.metric not in results and len(results) == 1:
+            return _as_outcome(self.kind, next(iter(results.values())))  # a function may name its number: pass@1
         if self.metric not in results:
             raise TaskError(f"{self.name}: scoring gave {', '.join(results)} but no {self.metric}. Set another metric.")
         return _as_outcome(self.kind, results[self.metric])
@@ -187,12 +185,20 @@ def reported(kind: str, mean: float | npt.NDArray[np.float64]) -> Any:
     return np.exp(mean) if kind in ("perplexity", "weighted_perplexity") else mean
 
 
-def load_tasks(choices: Sequence[TaskChoice], tokenizer: Tokenizer, relative_to: Path) -> list[PanelTask]:
-    """Load and build the tasks of a study. A group of lm-eval's becomes its member tasks."""
+def load_tasks(
+    choices: Sequence[TaskChoice], tokenizer: Tokenizer, relative_to: Path, unsafe_code: bool = False
+) -> list[PanelTask]:
+    """Load and build the tasks of a study. A group of lm-eval's becomes its member tasks.
+
+    `unsafe_code`: whether tasks may be among them that run what a model writes; it is then shut in.
+    """
     _sandbox_templates()
     tasks = []
     for choice in choices:
-        for name, task in _load(choice.task, relative_to):
+        with code_eval_shut_in(choice.task, unsafe_code):
+            loaded = _load(choice.task, relative_to)
+        for name, task in loaded:
+            check_shut_in(name, task, unsafe_code)
             tasks.append(PanelTask(name, task, choice, tokenizer))
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -208,7 +214,7 @@ def _load(spec: str, relative_to: Path) -> list[tuple[str, Any]]:
         if path is None:
             raise TaskError(f"{spec}: no such task file. Give a path relative to the study file.")
         config = read_task_file(path)
-        _check_metrics(path, config.get("metric_list"))
+        check_metrics(path, config.get("metric_list"))
         with _silence(), _task_errors(spec):
             return [(str(config["task"]), ConfigurableTask(config=config))]
     with _silence():
@@ -243,71 +249,6 @@ def _sandbox_templates() -> None:
     )
     sandbox.filters |= plain.filters
     lm_eval.utils.env = sandbox
-
-
-def read_task_file(path: Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A user's task file as plain data, with `include` resolved and data files made absolute.
-
-    lm-eval's `!function` runs code beside the file, which a data file must not do.
-    """
-    path = path.resolve()
-    if path in _including:
-        raise TaskError(f"{path}: includes itself. Break the circle.")
-    try:
-        config = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        if isinstance(error, yaml.constructor.ConstructorError) and "'!function'" in str(error.problem):
-            line = 1 + (error.problem_mark.line if error.problem_mark else 0)
-            raise TaskError(
-                f"{path}, line {line}: !function runs code. Only lm-eval's own tasks may; "
-                "express it with lm-eval's filters and metrics."
-            ) from error
-        raise TaskError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
-    if not isinstance(config, dict):
-        raise TaskError(f"{path}: a task file must hold keys and values, as lm-eval's task guide says.")
-    merged: dict[str, Any] = {}
-    includes = config.pop("include", [])
-    for included in includes if isinstance(includes, list) else [includes]:
-        merged |= read_task_file(path.parent / str(included), (*_including, path))
-    merged |= config
-    if not _including and not isinstance(merged.get("task"), str):
-        raise TaskError(f"{path}: no task name. Add `task: NAME`.")
-    arguments = merged.get("dataset_kwargs")
-    if isinstance(arguments, dict) and arguments.get("trust_remote_code"):
-        raise TaskError(f"{path}: dataset_kwargs.trust_remote_code would run its code. Give data files.")
-    named = isinstance(arguments, dict) and (arguments.get("data_files") or arguments.get("data_dir"))
-    if not _including and merged.get("dataset_path") in FILE_FORMATS and not named:
-        raise TaskError(f"{path}: {merged['dataset_path']} without files. Add dataset_kwargs: {{data_files: FILE}}.")
-    if isinstance(arguments, dict) and "data_files" in arguments:
-        merged["dataset_kwargs"] = arguments | {"data_files": _absolute(arguments["data_files"], path)}
-    return merged
-
-
-def _absolute(files: Any, task_file: Path) -> Any:
-    if isinstance(files, dict):
-        return {split: _absolute(value, task_file) for split, value in files.items()}
-    if isinstance(files, list):
-        return [_absolute(value, task_file) for value in files]
-    if "://" in str(files):
-        return files
-    found = task_file.parent / str(files)
-    if not found.is_file():
-        raise TaskError(f"{task_file}: data file {files} is not in {task_file.parent}.")
-    if found.stat().st_size == 0:
-        raise TaskError(f"{task_file}: data file {files} is empty.")
-    return str(found)
-
-
-def _check_metrics(task_file: Path, metrics: Any) -> None:
-    """Refuse what lm-eval would otherwise look for, and run, on the Hugging Face hub."""
-    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
-    from lm_eval.api.registry import metric_registry
-
-    for entry in metrics if isinstance(metrics, list) else []:
-        name = entry.get("metric") if isinstance(entry, dict) else entry
-        if not isinstance(entry, dict) or entry.get("hf_evaluate") or name not in metric_registry:
-            known = ", ".join(sorted(metric_registry))
-            raise TaskError(f"{task_file}: metric_list: {name} is no metric of lm-eval's own. Choose one of {known}.")
 
 
 def _filters(task: Any) -> dict[str, Any]:
