@@ -155,9 +155,12 @@ def test_an_engine_that_dies_or_hangs_is_a_problem_and_nothing_else(
 def test_processes_that_a_trial_leaves_behind_are_ended(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     inner = f"import time, pathlib\nwhile True: pathlib.Path({str(alive)!r}).touch(); time.sleep(0.05)"
-    script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); time.sleep(0.5)"
+    script = (
+        f"import pathlib, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}])\n"
+        f"while not pathlib.Path({str(alive)!r}).exists(): time.sleep(0.05)"
+    )
     assert doctor._child(script, (), 60.0) == (0, "")
-    alive.unlink(missing_ok=True)
+    alive.unlink()
     time.sleep(0.5)
     assert not alive.exists()
 

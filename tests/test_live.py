@@ -18,7 +18,7 @@ AVERAGE, OTHER = list(BASELINES.values())[-2:]
 def live(recorded: dict[str, str], gives: str, monkeypatch: pytest.MonkeyPatch) -> LiveEngine:
     candidates = [SimpleNamespace(recipe_digest=digest, weights_digest=w) for digest, w in recorded.items()]
     record: Any = SimpleNamespace(candidates=candidates, note=lambda *_: None)
-    watcher: Any = SimpleNamespace(stage=lambda _: None, warn=lambda _: None)
+    watcher: Any = SimpleNamespace(starting=lambda _: None, warn=lambda _: None)
     prepared: Any = SimpleNamespace(config=SimpleNamespace(engine=SimpleNamespace(kind="test")))
     engine = SimpleNamespace(apply=lambda _: Applied(gives, 0.0), describe=dict)
     monkeypatch.setattr("heterosis.live.start_engine", lambda _: engine)

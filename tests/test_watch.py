@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from stopped_study import stopped
 from heterosis.ledger.record import Candidate
 from heterosis.search import Budget
 from heterosis.stored import Stored, open_stored
+from heterosis.views import Tracker
 from heterosis.watch import Watcher
 
 
@@ -115,6 +117,41 @@ def test_a_race_shows_its_rungs_before_anything_is_recorded(finished: Finished) 
         assert "rung 2, answered by 1; 70 items in this generation" in flat(panel(watcher))
         watcher.recorded("search", study.records["search"].candidates[-1])
         assert "rung" not in flat(panel(watcher))
+
+
+def test_an_engines_start_passes_and_the_stage_stays(finished: Finished) -> None:
+    with open_stored(finished.folder) as study, Watcher(on(terminal=True)) as watcher:
+        begun(watcher, study, Budget(99, None, None))
+        watcher.starting("vllm")
+        assert "starting vllm" in panel(watcher)[0]
+        watcher.recorded("search", study.records["search"].candidates[-1])
+        assert "searching 9 genes" in panel(watcher)[0]
+
+
+def test_what_was_recorded_last_is_on_the_panel(finished: Finished) -> None:
+    with open_stored(finished.folder) as study, Watcher(on(terminal=True)) as watcher:
+        candidates = study.records["search"].candidates
+        record = begun(watcher, study, Budget(9, None, None), count=4)
+        for candidate in candidates[4:]:
+            record.candidates.append(candidate)
+            watcher.recorded("search", candidate)
+        deadline = time.monotonic() + 20
+        while "9 of 9 candidates" not in flat(panel(watcher)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_fault_of_the_panel_does_not_end_the_study(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    console = on(terminal=True)
+    with open_stored(finished.folder) as study, Watcher(console) as watcher:
+        monkeypatch.setattr(Tracker, "progress", broken)
+        begun(watcher, study, Budget(9, None, None))
+        watcher.recorded("search", study.records["search"].candidates[-1])
+        panel(watcher)
+    assert flat(console.export_text().splitlines()).count("progress cannot be shown (ZeroDivisionError: by zero)") == 1
 
 
 def test_a_live_panel_leaves_nothing_behind(finished: Finished) -> None:

@@ -27,7 +27,7 @@ class LiveEngine:
 
     def _get(self) -> Engine:
         if self._engine is None:
-            self._watcher.stage(f"starting {self._prepared.config.engine.kind}")
+            self._watcher.starting(self._prepared.config.engine.kind)
             self._engine = start_engine(self._prepared)
             self._record.note("engine", self._engine.describe())
         return self._engine

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # Failures that stay on the panel; all are printed above it.
 FAILURES = 3
-# Describing a long search takes time that its engine waits for: at most one part in so many.
-THRIFT = 30.0
+# Describing a long search takes a processor that its engine may want: at most one part in so many.
+THRIFT = 20.0
 
 
 class Watcher:
@@ -42,14 +42,14 @@ class Watcher:
         self.console = console or Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._live: Live | None = None
-        self._stage = ""
+        self._stage, self._starting = "", ""
         self._started = time.monotonic()
         self._prepared: Prepared | None = None
         self._budget: Budget | None = None
         self._record: Record | None = None
         self._tracker: Tracker | None = None
         self._progress: Progress | None = None
-        self._due = 0.0
+        self._stale, self._due = False, 0.0
         self._generation = 0
         self._finals: dict[str, int] = {}
         self._last = ""
@@ -57,7 +57,6 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal and not self._quiet:
-            # Only the clock moves between events: what is costly is computed when a candidate is recorded.
             self._live = Live(
                 get_renderable=self.view,
                 console=self.console,
@@ -75,10 +74,16 @@ class Watcher:
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
-        self._stage = text
-        self._last = ""
-        if self._live is not None:
-            self._describe()  # what came last may have been left out
+        self._stage, self._starting, self._last = text, "", ""
+        self._due = 0.0
+        self._say(text)
+
+    def starting(self, engine: str) -> None:
+        """An engine starts; what goes on before goes on after."""
+        self._starting = f"starting {engine}"
+        self._say(self._starting)
+
+    def _say(self, text: str) -> None:
         if self._live is None and not self._quiet:
             self.console.print(f"{self._clock()} {escape(text)}", soft_wrap=True)
 
@@ -91,7 +96,8 @@ class Watcher:
         self._prepared, self._budget, self._record = prepared, budget, record
         config, split = prepared.config, prepared.panel.splits["search"]
         self._tracker = Tracker(split, prepared.objective, list(config.parents), budget, config.seed)
-        self._describe()
+        if not self._quiet:
+            self._describe()
         known = len(record.proposed)
         done = f", {known} candidates are already recorded" if known else ""
         genes = len(prepared.space.genes)
@@ -110,16 +116,21 @@ class Watcher:
             self._finals[split] = self._finals.get(split, 0) + 1
         begins = split == "search" and candidate.generation != self._generation
         # Off a terminal only the first of a generation is told of, so no more is computed.
-        if split == "search" and (begins or (self._live is not None and time.monotonic() >= self._due)):
-            self._describe()
+        self._starting, self._stale = "", True
         if self._live is None:
+            if begins:
+                self._describe()
             self._plain(split, candidate, begins)
         self._generation = candidate.generation if split == "search" else self._generation
 
     def _describe(self) -> None:
         if self._tracker is not None and self._record is not None:
-            began = time.monotonic()
-            self._progress = self._tracker.progress(self._record.candidates)
+            began, self._stale = time.monotonic(), False
+            try:
+                self._progress = self._tracker.progress(self._record.candidates)
+            except Exception as error:  # a picture of the search must not end it
+                self._tracker = None
+                self.warn(f"progress cannot be shown ({type(error).__name__}: {error}). The study goes on.")
             ended = time.monotonic()
             self._due = ended + THRIFT * (ended - began)
 
@@ -128,7 +139,7 @@ class Watcher:
         number, candidates, total = self._rung
         candidates = candidates + 1 if number == rung + 1 else 1
         self._rung = (rung + 1, candidates, total + items)
-        self._last = f"{label} answered {items} items"
+        self._last, self._starting = f"{label} answered {items} items", ""
 
     def _plain(self, split: str, candidate: Candidate, begins: bool) -> None:
         if split != "search" or candidate.is_baseline:
@@ -144,13 +155,15 @@ class Watcher:
         return self._prepared.panel.splits["search"].size if self._prepared is not None else 0
 
     def view(self) -> Group:
-        """The live panel as it is at this moment."""
+        """The live panel as it is at this moment. Called twice a second, from a thread of its own."""
+        if self._stale and time.monotonic() >= self._due:
+            self._describe()
         name = self._prepared.config.name if self._prepared is not None else "heterosis"
         head = Table.grid(padding=(0, 2), expand=True)
         head.add_column(style="bold", no_wrap=True)
         head.add_column(ratio=1, overflow="fold")
         head.add_column(justify="right", no_wrap=True)
-        head.add_row(escape(name), escape(self._stage), self._clock())
+        head.add_row(escape(name), escape(self._starting or self._stage), self._clock())
         if self._progress is None or self._budget is None:
             return Group(head)
         rows = grid()
