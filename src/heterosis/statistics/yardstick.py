@@ -37,7 +37,9 @@ class Yardstick:
         about = self._tasks[task]
         here = float((about.level * table.weights)[known].sum() / table.weights[known].sum())
         everywhere = float((about.level * table.weights).sum() / table.weights.sum())
-        return table.mean() + about.slope * (everywhere - here)
+        # A mean lies among the values: an accuracy is never estimated above 1.
+        low, high = min(about.low, float(table.values[known].min())), max(about.high, float(table.values[known].max()))
+        return min(max(table.mean() + about.slope * (everywhere - here), low), high)
 
 
 class _Task:
@@ -47,6 +49,7 @@ class _Task:
         table = np.stack(values)
         self.level: Array = table.mean(axis=0)
         self.slope = _slope(table)
+        self.low, self.high = float(table.min()), float(table.max())
 
 
 def _slope(table: Array) -> float:
