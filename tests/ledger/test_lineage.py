@@ -311,7 +311,10 @@ def test_the_winner_is_registered_as_champion(finished: str) -> None:
     assert listed == [{"name": "toy", "version": champion.version}]
     study = view.run("toy")
     assert (study["status"], study["tags"]["heterosis.winner"]) == ("FINISHED", "c3")
-    assert study["tags"]["heterosis.verdict"] == study["tags"]["mlflow.note.content"] == RESULT["verdict"]
+    assert study["tags"]["heterosis.verdict"] == RESULT["verdict"]
+    note = study["tags"]["mlflow.note.content"]
+    assert note.startswith(f"**{RESULT['verdict']}.**")
+    assert f"Winner: [c3](#/experiments/{view.experiment.experiment_id}/runs/c3)" in note
     assert study["metrics"]["heterosis/best_baseline/low"] == [(0, -0.01)]
 
 

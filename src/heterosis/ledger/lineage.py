@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heterosis.errors import RecordError
-from heterosis.evaluation.panel import SPLITS, SplitName
+from heterosis.evaluation.panel import SPLITS
+from heterosis.ledger.descriptions import merge_note, registry_note, result_note, study_note
+from heterosis.ledger.merges import Key, Merge, Records, merges_of
 from heterosis.ledger.params import flat, mlflow_name
-from heterosis.ledger.record import Candidate, Record
 from heterosis.ledger.redact import masked
 from heterosis.recipe import Source
 
 CHAMPION = "champion"
 PARAMS_PER_REQUEST = 100
-
-Records = Mapping[SplitName, Record]
-Key = tuple[str, str]  # label and recipe digest: what a merge is known by in every split
+# What MLflow shows as the origin of a run.
+SOURCE = {"mlflow.source.name": "heterosis", "mlflow.source.type": "LOCAL"}
 
 
 class StudyFacts(NamedTuple):
@@ -47,29 +47,6 @@ class StudyFacts(NamedTuple):
     panel: Mapping[str, Any]
     """`Panel.manifest()`."""
     panel_digest: str
-
-
-class _Merge(NamedTuple):
-    """One merge as the records have it."""
-
-    by_split: dict[str, Candidate]
-    """Search first; a merge that was not searched (the optimizer's mean) begins with selection."""
-    origin: str
-    first: Candidate
-    begin: float
-    """Seconds of scoring that were spent before it."""
-    best: float | None
-    """Best objective on the search split, up to and including this merge."""
-
-    def tags(self) -> dict[str, str]:
-        first, searched = self.first, self.origin == "search"
-        return {
-            "heterosis.candidate": str(first.number) if searched else f"{self.origin}/{first.number}",
-            "heterosis.generation": str(first.generation),
-            "heterosis.origin": "baseline" if first.is_baseline else self.origin,
-            "heterosis.recipe_digest": first.recipe_digest,
-            "heterosis.weights_digest": first.weights_digest or "",
-        }
 
 
 class _Child(NamedTuple):
@@ -111,12 +88,12 @@ class Lineage:
         """
         try:
             self._client = self._client or connect(self._uri)
-            return self._sync(_merges(records), result)
+            return self._sync(merges_of(records), result)
         except BaseException:
             self._there = None  # what did get written is looked up by the next sync
             raise
 
-    def _sync(self, merges: Mapping[Key, _Merge], result: Mapping[str, Any] | None) -> int:
+    def _sync(self, merges: Mapping[Key, Merge], result: Mapping[str, Any] | None) -> int:
         there = (
             self._there or self._find_study() or self._add_study(sum(m.first.seconds["total"] for m in merges.values()))
         )
@@ -187,8 +164,9 @@ class Lineage:
         else:
             number = experiment.experiment_id
         start = _milliseconds(time.time() - seconds)
-        tags = {"heterosis.study": facts.name, "heterosis.study_digest": self._digest}
-        run_id = client.create_run(number, start, tags, facts.name).info.run_id
+        note = masked(study_note(facts.name, facts.config, (facts.base, *facts.parents), facts.panel))
+        tags = {"heterosis.study": facts.name, "heterosis.study_digest": self._digest, "mlflow.note.content": note}
+        run_id = client.create_run(number, start, {**SOURCE, **tags}, facts.name).info.run_id
         config = masked(facts.config)
         client.log_batch(run_id, params=[Param(key, value) for key, value in flat(config).items()])
         client.log_dict(run_id, {"identity": masked(facts.identity), "config": config}, "study.json")
@@ -234,7 +212,7 @@ class Lineage:
         )
         return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
-    def _log_curve(self, merges: list[_Merge], there: _Mirrored) -> None:
+    def _log_curve(self, merges: list[Merge], there: _Mirrored) -> None:
         """Best objective so far on the parent run; before the children, whose absence has it written again."""
         from mlflow.entities import Metric
 
@@ -245,12 +223,12 @@ class Lineage:
         ]
         self._client.log_batch(there.run_id, points)
 
-    def _add(self, merge: _Merge, there: _Mirrored) -> _Child:
+    def _add(self, merge: Merge, there: _Mirrored) -> _Child:
         """The child run and LoggedModel of one merge."""
         from mlflow.entities import LoggedModelOutput
 
         client, first = self._client, merge.first
-        tags = {"mlflow.parentRunId": there.run_id, "heterosis.label": first.label, **merge.tags()}
+        tags = {"mlflow.parentRunId": there.run_id, "heterosis.label": first.label, **SOURCE, **merge.tags()}
         begin, end = there.start + _milliseconds(merge.begin), _end(merge, there)
         run_id = client.create_run(there.experiment, begin, tags, first.label).info.run_id
         client.log_text(run_id, masked(first.recipe.to_yaml()), "recipe.yaml")
@@ -263,7 +241,7 @@ class Lineage:
         client.set_terminated(run_id, "FAILED" if first.value is None else "FINISHED", end)
         return self._measure(_Child(run_id, model_id, end, frozenset()), merge, there.sources)
 
-    def _measure(self, child: _Child, merge: _Merge, sources: list[str] | None = None) -> _Child:
+    def _measure(self, child: _Child, merge: Merge, sources: list[str] | None = None) -> _Child:
         """Write what the child run does not have, and mark it complete. `sources`: it has nothing yet."""
         from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
 
@@ -290,6 +268,7 @@ class Lineage:
             client.log_batch(child.run_id, params=params)
             params = []
         splits = child.splits | set(missing)
+        tags["mlflow.note.content"] = masked(merge_note(merge, child.run_id))
         tags["heterosis.complete"] = ",".join(split for split in SPLITS if split in splits)
         client.log_batch(child.run_id, metrics, params, [RunTag(key, value) for key, value in tags.items()])
         return child._replace(splits=splits)
@@ -297,7 +276,7 @@ class Lineage:
     def _dataset_key(self, split: str) -> dict[str, str]:
         return {"name": split, "digest": self._facts.panel_digest[:36]}  # what MLflow has room for
 
-    def _conclude(self, result: Mapping[str, Any], merges: Mapping[Key, _Merge], there: _Mirrored) -> None:
+    def _conclude(self, result: Mapping[str, Any], merges: Mapping[Key, Merge], there: _Mirrored) -> None:
         """Claims and winner on the parent run, once per result."""
         from mlflow.entities import Metric, RunTag
 
@@ -308,25 +287,30 @@ class Lineage:
             for against, found in result["heterosis"].items()
             for bound in ("estimate", "low", "high")
         }
-        digest = _digest([tags, claims])
+        papers = _papers(result)
+        digest = _digest([tags, claims, {name: _file_digest(path) for name, path in papers.items()}])
         if there.result == digest:
             return
         winner = {label: (label, recipe) for label, recipe in merges}[result["winner"]]
         self._register(merges[winner], there.children[winner], str(result["verdict"]))
         end = max(child.end for child in there.children.values())
-        tags |= {"mlflow.note.content": str(result["verdict"]), "heterosis.result_digest": digest}
+        for name, path in papers.items():
+            folder, _, _ = name.rpartition("/")
+            self._client.log_artifact(there.run_id, str(path), folder or None)
+        note = masked(result_note(self._facts.name, result, there.experiment, there.children[winner].run_id))
+        tags |= {"mlflow.note.content": note, "heterosis.result_digest": digest}
         self._client.set_terminated(there.run_id, "FINISHED")
         metrics = [Metric(name, value, end, 0) for name, value in claims.items()]
         self._client.log_batch(there.run_id, metrics, tags=[RunTag(key, value) for key, value in tags.items()])
         there.result = digest
 
-    def _register(self, merge: _Merge, child: _Child, verdict: str) -> None:
+    def _register(self, merge: Merge, child: _Child, verdict: str) -> None:
         """The winner in the model registry: one version per winning merge, the last one the champion."""
         from mlflow.exceptions import MlflowException
 
         client, name = self._client, self._facts.name
         try:
-            client.create_registered_model(name)
+            client.create_registered_model(name, description=registry_note(name))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -357,29 +341,26 @@ def connect(uri: str) -> Any:
     return MlflowClient(uri, uri)
 
 
-def _merges(records: Records) -> dict[Key, _Merge]:
-    """What the records hold, in the order in which it was scored."""
-    found: dict[Key, dict[str, Candidate]] = {}
-    for split in SPLITS:
-        for candidate in records[split].candidates if split in records else ():
-            found.setdefault((candidate.label, candidate.recipe_digest), {})[split] = candidate
-    merges = {}
-    seconds, best = 0.0, None
-    for key, by_split in found.items():
-        origin, first = next(iter(by_split.items()))
-        if origin == "search" and first.value is not None:
-            best = first.value if best is None else max(best, first.value)
-        merges[key] = _Merge(by_split, origin, first, seconds, best)
-        seconds += first.seconds["total"]
-    return merges
-
-
-def _end(merge: _Merge, there: _Mirrored) -> int:
+def _end(merge: Merge, there: _Mirrored) -> int:
     return there.start + _milliseconds(merge.begin + merge.first.seconds["total"])
 
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _papers(result: Mapping[str, Any]) -> dict[str, Path]:
+    """Files of a finished study's folder that are worth reading beside its run, by the artifact's name."""
+    if not result.get("winner_folder"):
+        return {}
+    winner = Path(result["winner_folder"])
+    found = {"report.html": winner.parent / "report.html"}
+    found |= {f"winner/{name}": winner / name for name in ("README.md", "recipe.yaml")}
+    return {name: path for name, path in found.items() if path.is_file()}
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _beside_database(uri: str) -> str | None:

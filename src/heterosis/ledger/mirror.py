@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from heterosis.ledger.lineage import Lineage, Records
+from heterosis.ledger.lineage import Lineage
+from heterosis.ledger.merges import Records
 from heterosis.ledger.redact import masked
 
 

@@ -72,9 +72,16 @@ def push(folder: Path, repo: str, private: bool) -> str:
         staged = _staged(folder, Path(scratch))
         try:
             made = api.create_repo(repo, private=private, exist_ok=True)
+            if private and not api.model_info(made.repo_id).private:
+                raise CheckpointError(
+                    f"--push {repo}: {repo} is there already, and public. Give another name, or drop --private. "
+                    "Nothing was sent."
+                )
             api.upload_folder(
                 repo_id=made.repo_id, folder_path=staged, commit_message="Upload a merge made with Heterosis"
             )
+        except CheckpointError:
+            raise
         except Exception as error:  # the client, its HTTP library and the file system raise types of their own
             raise RecordError(
                 f"--push {repo}: the hub did not take it ({_reason(error)}). {folder} is complete; push it again when "
