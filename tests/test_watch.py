@@ -112,9 +112,9 @@ def test_a_race_shows_its_rungs_before_anything_is_recorded(finished: Finished) 
         begun(watcher, study, Budget(99, None, None))
         for label in ("c10", "c11"):
             watcher.answered(label, 0, 20)
-        assert "rung 1, answered by 2; 40 items in this generation" in flat(panel(watcher))
+        assert "rung 1, answered by 2; 40 items so far" in flat(panel(watcher))
         watcher.answered("c10", 1, 30)
-        assert "rung 2, answered by 1; 70 items in this generation" in flat(panel(watcher))
+        assert "rung 2, answered by 1; 70 items so far" in flat(panel(watcher))
         watcher.recorded("search", study.records["search"].candidates[-1])
         assert "rung" not in flat(panel(watcher))
 

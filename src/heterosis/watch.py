@@ -75,7 +75,7 @@ class Watcher:
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
         self._stage, self._starting, self._last = text, "", ""
-        self._due = 0.0
+        self._rung, self._due = (0, 0, 0), 0.0
         self._say(text)
 
     def starting(self, engine: str) -> None:
@@ -171,7 +171,7 @@ class Watcher:
             rows.add_row(title, escape(text))
         number, candidates, total = self._rung
         if number:
-            rows.add_row("racing", f"rung {number}, answered by {candidates}; {total:,} items in this generation")
+            rows.add_row("racing", f"rung {number}, answered by {candidates}; {total:,} items so far")
         if self._finals:
             rows.add_row("finals", ", ".join(f"{count} scored on {split}" for split, count in self._finals.items()))
         if self._last:

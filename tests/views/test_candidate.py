@@ -33,7 +33,7 @@ def test_scores_are_those_of_the_result(finished: Finished) -> None:
 def test_a_part_is_as_good_as_a_label(finished: Finished) -> None:
     assert show(finished.folder, "baseline").label == finished.result["best_baseline"]
     assert show(finished.folder, "parent").label in PARENTS
-    assert show(finished.folder, "best").role in ("finalist", "winner")
+    assert show(finished.folder, "best").label == finished.result["winner"]
     roles = {name: show(finished.folder, name).role for name in (*PARENTS, "average", "best")}
     assert {roles[name] for name in PARENTS} <= {"parent", "winner, a parent"}
     assert roles["average"] in ("baseline", "winner, a baseline")
@@ -52,7 +52,7 @@ def test_a_study_under_way_has_no_winner_yet(finished: Finished, tmp_path: Path)
     with pytest.raises(StudyError, match="no winner yet"):
         show(folder, "winner")
     assert show(folder, "best").label in ("c1", "c2", "c3", "c4")
-    with pytest.raises(StudyError, match="the best proposal of the search is not known yet"):
+    with pytest.raises(StudyError, match="the winner, or the best so far is not known yet"):
         show(stopped(finished, tmp_path / "none", 0), "best")
 
 

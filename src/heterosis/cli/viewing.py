@@ -8,10 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from heterosis.cli.app import Form, Output, app, output, print_json, quieten_libraries
+from heterosis.cli.completion import candidates, studies
 
 RUNS = Path("runs")
 Target = Annotated[
-    Path, typer.Argument(metavar="STUDY", help="A study file, or a run's folder (runs/NAME).", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="STUDY", help="A study file, or a run's folder (runs/NAME).", autocompletion=studies, show_default=False
+    ),
 ]
 CANDIDATE = "A label (c12, a parent's or baseline's name), or its part: winner, best, baseline, parent."
 
@@ -20,7 +24,11 @@ CANDIDATE = "A label (c12, a parent's or baseline's name), or its part: winner, 
 def status(
     study: Annotated[
         Path | None,
-        typer.Argument(metavar="[STUDY]", help="A study file, or a run's folder; every study in runs/ when left out."),
+        typer.Argument(
+            metavar="[STUDY]",
+            help="A study file, or a run's folder; every study in runs/ when left out.",
+            autocompletion=studies,
+        ),
     ] = None,
     form: Form = Output.TABLE,
 ) -> None:
@@ -48,7 +56,7 @@ def status(
 @app.command()
 def show(
     study: Target,
-    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help=CANDIDATE)],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help=CANDIDATE, autocompletion=candidates)],
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Print its recipe.yaml only, for `heterosis merge`.")
     ] = False,
@@ -78,8 +86,8 @@ def _json(found: Any) -> dict[str, Any]:
 @app.command()
 def compare(
     study: Target,
-    first: Annotated[str, typer.Argument(metavar="FIRST", help=CANDIDATE)],
-    second: Annotated[str, typer.Argument(metavar="SECOND", help="Another one, likewise.")],
+    first: Annotated[str, typer.Argument(metavar="FIRST", help=CANDIDATE, autocompletion=candidates)],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Another one, likewise.", autocompletion=candidates)],
     form: Form = Output.TABLE,
 ) -> None:
     """Two candidates of a study on every split that both were scored on, and how their recipes differ."""

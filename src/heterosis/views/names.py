@@ -8,11 +8,11 @@ from heterosis.errors import StudyError
 from heterosis.finals import VARIANT
 from heterosis.search import Budget
 from heterosis.stored import Stored
-from heterosis.views.progress import Tracker
+from heterosis.views.progress import Tracker, rank
 
 PARTS = {
     "winner": "the study's winner",
-    "best": "the best proposal of the search",
+    "best": "the winner, or the best so far",
     "baseline": "the best baseline",
     "parent": "the best parent",
 }
@@ -31,15 +31,18 @@ def label_of(study: Stored, name: str) -> str:
 
 
 def _in_part(study: Stored, part: str) -> str:
-    if part == "winner":
-        if study.result is None:
-            raise StudyError(f"{study.folder}: no winner yet, the study is not complete. `best` is the best so far.")
+    if part == "winner" and study.result is None:
+        raise StudyError(f"{study.folder}: no winner yet, the study is not complete. `best` is the best so far.")
+    if part in ("winner", "best") and study.result is not None:
         return str(study.result["winner"])
     if part == "baseline" and study.result is not None:
         return str(study.result["best_baseline"])
-    tracker = Tracker(
-        study.items["search"], study.objective, list(study.config.parents), Budget(None, None, None), study.config.seed
-    )
+    selected = [c for c in study.records["selection"].candidates if c.fitness is not None and VARIANT not in c.label]
+    if part == "best" and any(not candidate.is_baseline for candidate in selected):
+        return max(selected, key=rank).label
+    nothing = Budget(None, None, None)
+    parents = list(study.config.parents)
+    tracker = Tracker(study.items["search"], study.objective, parents, nothing, study.config.seed)
     found = tracker.progress(study.records["search"].candidates)
     standing = {"best": found.best, "baseline": found.best_baseline, "parent": found.best_parent}[part]
     if standing is None:

@@ -173,7 +173,13 @@ class Tracker:
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
     """The first of those with the highest fitness."""
     scored = [candidate for candidate in candidates if candidate.fitness is not None]
-    return max(scored, key=lambda c: c.fitness.rank_key if c.fitness is not None else (0.0, 0.0), default=None)
+    return max(scored, key=rank, default=None)
+
+
+def rank(candidate: Candidate) -> tuple[float, float]:
+    """Greater is better, for candidates that were scored."""
+    assert candidate.fitness is not None
+    return candidate.fitness.rank_key
 
 
 def _pace(proposed: Sequence[Candidate]) -> Pace | None:

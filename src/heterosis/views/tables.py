@@ -180,6 +180,8 @@ def left_line(left: Left) -> str:
     """What the budget leaves, and which part of it ends first."""
     if left.seconds is None:
         return ""
+    if left.seconds <= 0.0:
+        return f"nothing: the budget of {left.ends_by} is spent"
     parts = [f"{count:,} {name}" for name, count in (("candidates", left.candidates), ("items", left.items)) if count]
     return ", ".join([f"about {duration(left.seconds)}", *parts]) + f" (limit: {left.ends_by})"
 
