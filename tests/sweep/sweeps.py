@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from small_study import PARENTS
 from small_tasks import choice_docs, write_task
@@ -41,9 +42,11 @@ def write_sweep(folder: Path, family: Path, sweep: dict[str, Any] | None = None,
     return path
 
 
-def run(path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Run a sweep; what it wrote to sweep.json."""
-    with watcher or Watcher(quiet=True) as quiet:
+def run(path: Path, watcher: Watcher | None = None, *, drawn: bool = False) -> dict[str, Any]:
+    """Run a sweep; what it wrote to sweep.json. Pictures take longer than the rest, so they are drawn on request."""
+    with pytest.MonkeyPatch.context() as patch, watcher or Watcher(quiet=True) as quiet:
+        if not drawn:
+            patch.setattr("heterosis.sweep.run.write_views", lambda report, folder: None)
         sweep(path, quiet)
     found: dict[str, Any] = json.loads((path.parent / "runs" / "small" / "sweep.json").read_text())
     return found

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from heterosis.drawing import COLOURS, DASHES, MID, SIZE, legend, new_figure, svg
 from heterosis.files import write_text
+from heterosis.inspection.wording import short
 from heterosis.sweep.panels import Line, Panel, place_text, positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More lines than this are drawn thin, without bands or a legend.
+# More lines than this are drawn as the rows of a heat map.
 LEGIBLE = 7
 COLUMNS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -24,9 +25,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def element(panel: Panel, name: str) -> str:
     """One panel as an svg element."""
-    figure, axes = new_figure(SIZE)
+    figure, axes = new_figure(SIZE if not _is_map(panel) else (SIZE[0], 1.1 + 0.25 * len(panel.lines)))
     draw(axes, panel)
-    if len(panel.lines) <= LEGIBLE:
+    if not _is_map(panel):
         legend(figure, axes)
     return svg(figure, name)
 
@@ -57,6 +58,7 @@ def sheet(panels: Sequence[Panel], path: Path) -> None:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     write_text(path.with_suffix(".svg"), out.getvalue())
+    figure.set_layout_engine("none")  # it is laid out already
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
     partial.replace(path.with_suffix(".png"))
@@ -75,11 +77,13 @@ def _shared_legend(figure: Figure, cells: Sequence[Axes]) -> None:
 
 def draw(axes: Axes, panel: Panel) -> None:
     """Lines with bands (items) and bars (mask seeds), and horizontal lines for the original and the base."""
+    if _is_map(panel):
+        _map(axes, panel)
+        return
     at = positions(panel)
-    many = len(panel.lines) > LEGIBLE
     joined = all(isinstance(place, int | float) and not isinstance(place, bool) for place in panel.places)
     for i, line in enumerate(panel.lines):
-        _line(axes, line, i, at, many, joined)
+        _line(axes, line, i, at, joined)
     for label, level in panel.levels.items():
         style = (0, (1, 2)) if label == "base" else (0, (6, 3))
         shown = "base" if label == "base" else "original"
@@ -95,32 +99,50 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y)
 
 
-def _line(axes: Axes, line: Line, i: int, at: dict[Any, float], many: bool, joined: bool) -> None:
+def _is_map(panel: Panel) -> bool:
+    return len(panel.lines) > LEGIBLE
+
+
+def _map(axes: Axes, panel: Panel) -> None:
+    """Lines as rows, places as columns, values as colours; what is not known stays empty."""
+    grid = [[line.marks[p].value if p in line.marks else math.nan for p in panel.places] for line in panel.lines]
+    mesh = axes.pcolormesh(grid, cmap="viridis", edgecolors="face", linewidth=0.4)
+    axes.invert_yaxis()
+    axes.set_yticks([i + 0.5 for i in range(len(panel.lines))], [short(line.label) for line in panel.lines])
+    step = math.ceil(len(panel.places) / 12)
+    shown = [i for i in range(len(panel.places)) if i % step == 0]
+    axes.set_xticks([i + 0.5 for i in shown], [place_text(panel.places[i]) for i in shown])
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel(panel.x)
+    bar = axes.figure.colorbar(mesh, ax=axes, label=panel.y)
+    bar.outline.set_visible(False)
+
+
+def _line(axes: Axes, line: Line, i: int, at: dict[Any, float], joined: bool) -> None:
     xs = [at[place] for place in line.marks]
     marks = list(line.marks.values())
     colour = COLOURS[i % len(COLOURS)]
-    if not many:
-        axes.fill_between(
-            xs, [m.low for m in marks], [m.high for m in marks], color=colour, alpha=0.16, linewidth=0, zorder=1
+    axes.fill_between(
+        xs, [m.low for m in marks], [m.high for m in marks], color=colour, alpha=0.16, linewidth=0, zorder=1
+    )
+    seen = [(x, m) for x, m in zip(xs, marks, strict=True) if not math.isnan(m.mask_low)]
+    if seen:
+        axes.vlines(
+            [x for x, _ in seen],
+            [m.mask_low for _, m in seen],
+            [m.mask_high for _, m in seen],
+            color=colour,
+            linewidth=1.6,
+            zorder=2,
         )
-        seen = [(x, m) for x, m in zip(xs, marks, strict=True) if not math.isnan(m.mask_low)]
-        if seen:
-            axes.vlines(
-                [x for x, _ in seen],
-                [m.mask_low for _, m in seen],
-                [m.mask_high for _, m in seen],
-                color=colour,
-                linewidth=1.6,
-                zorder=2,
-            )
     axes.plot(
         xs,
         [m.value for m in marks],
         color=colour,
         linestyle=DASHES[i % len(DASHES)] if joined else "none",
-        linewidth=0.8 if many else 1.6,
+        linewidth=1.6,
         marker=MARKERS[i % len(MARKERS)],
-        markersize=2 if many else 4,
+        markersize=4,
         label=line.label,
         zorder=3,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heterosis.drawing import STYLE
+from heterosis.inspection.wording import printable
 from heterosis.sweep.panels import Panel, Report, layer_panels, lost, place_text, score_panels, similarity_panels
 
 TEMPLATE = """<!doctype html>
@@ -20,12 +21,14 @@ TEMPLATE = """<!doctype html>
 <body>
 <main>
 <h1>Sweep {{ report.sweep }}</h1>
-<p class="faint">Base: {{ report.base }}. {{ report.points | length }} points of {{ report.curves | length }} curves,
+<p class="faint">Base: {{ report.base | printable }}. {{ report.points | length }} points of
+{{ report.curves | length }} curves,
 {{ report.mask_seeds }} mask seeds where entries are dropped at random, seed {{ report.seed }}.</p>
 <div class="scroll"><table>
 <thead><tr><th class="left">task</th><th class="left">metric</th><th>items</th><th>documents</th></tr></thead>
 <tbody>{% for name, task in report.tasks.items() %}
-<tr><th scope="row">{{ name }}</th><td class="left">{{ task.metric }}, {{ "higher" if task.higher_is_better else "lower"
+<tr><th scope="row">{{ name | printable }}</th>
+<td class="left">{{ task.metric | printable }}, {{ "higher" if task.higher_is_better else "lower"
 }} is better</td><td>{{ task["items"] }}</td><td>{{ task.documents }}</td></tr>{% endfor %}
 </tbody></table></div>
 {% for axis, plots in scores.items() %}
@@ -71,9 +74,9 @@ itself: of twenty points without a loss, one is marked on average. No mark is no
 interval says how much may be.</p>
 {% if failed %}<h2>Failed points</h2>
 <div class="scroll"><table><tbody>{% for point in failed %}
-<tr><th scope="row">{{ point.curve }} {{ point.at }} {{ point.subject }}</th><td class="wrap">{{ point.error
-}}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
-<p class="faint">Again: <code>{{ report.command }}</code></p>
+<tr><th scope="row">{{ point.curve | printable }} {{ point.at }} {{ point.subject }}</th><td class="wrap">{{ point.error
+| printable }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
+<p class="faint">Again: <code>{{ report.command | printable }}</code></p>
 </main>
 </body>
 </html>
@@ -86,6 +89,7 @@ def page(report: Report) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["printable"] = printable
     scores, similar, layers = score_panels(report), similarity_panels(report), layer_panels(report)
     content: dict[str, Any] = {
         "report": report,

@@ -139,7 +139,7 @@ def _lines(report: Report, axis: str, curves: Sequence[str], subject: str) -> di
             others = [f"{key}={_text(value)}" for key, value in point["at"].items() if key != own]
             value = point["at"][own]
             place = round(1.0 - value, 12) if own != axis else value
-            found.setdefault(", ".join([point["curve"], *others]), {})[place] = point
+            found.setdefault(printable(", ".join([point["curve"], *others])), {})[place] = point
     return found
 
 
