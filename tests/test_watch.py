@@ -76,16 +76,24 @@ def test_the_panel_compares_the_best_with_parents_and_baselines(finished: Finish
     assert "search split" in text
 
 
-@pytest.mark.parametrize(
-    ("budget", "limit"),
-    [(Budget(9, None, None), "candidates"), (Budget(900, None, 160), "items"), (Budget(900, 0.001, None), "hours")],
-)
-def test_time_left_follows_the_limit_that_ends_first(
-    finished: Finished, tmp_path: Path, budget: Budget, limit: str
-) -> None:
+@pytest.mark.parametrize("limit", ["candidates", "items", "hours"])
+def test_time_left_follows_the_limit_that_ends_first(finished: Finished, tmp_path: Path, limit: str) -> None:
     with open_stored(stopped(finished, tmp_path / "run", 6)) as study, Watcher(on(terminal=True)) as watcher:
-        begun(watcher, study, budget)
+        found = study.records["search"].candidates
+        spent = sum(candidate.seconds["total"] for candidate in found), sum(candidate.items for candidate in found)
+        budgets = {
+            "candidates": Budget(9, None, None),
+            "items": Budget(9000, None, spent[1] + 5),
+            "hours": Budget(9000, spent[0] + 0.1, None),
+        }
+        begun(watcher, study, budgets[limit])
         assert f"(limit: {limit})" in flat(panel(watcher))
+
+
+def test_a_budget_that_is_spent_leaves_nothing(finished: Finished) -> None:
+    with open_stored(finished.folder) as study, Watcher(on(terminal=True)) as watcher:
+        begun(watcher, study, Budget(9, None, None))
+        assert "left nothing: the budget of candidates is spent" in flat(panel(watcher))
 
 
 def test_before_a_search_there_is_the_stage_alone() -> None:
