@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,8 +92,12 @@ def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def svg(figure: Figure, name: str) -> str:
-    """The figure as an svg element whose ids begin with `name`, so that several share a page."""
+def svg(figure: Figure, name: str, label: str = "", tips: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The figure as an svg element whose ids begin with `name`, so that several share a page.
+
+    `label`: what it shows, for those who hear the page. `tips`: gid of an artist -> what is shown where the pointer
+    rests on its marks, in the order in which they are drawn.
+    """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
@@ -102,5 +108,33 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawn = out.getvalue()
     drawn = drawn[drawn.index("<svg") :]  # what goes before belongs to a file, not to a page
+    said = f' aria-label="{escape(label)}"' if label else ""
     drawn = re.sub(r'<svg (.*?) width="[^"]*" height="[^"]*"', r'<svg role="img" \1', drawn, count=1)
+    drawn = drawn.replace('<svg role="img"', f'<svg role="img"{said}', 1)
+    for gid, titles in (tips or {}).items():
+        drawn = _with_tips(drawn, gid, titles)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
+
+
+def _with_tips(drawn: str, gid: str, titles: Sequence[str]) -> str:
+    """Put a title into each mark of the group `gid`; shapes that marks are made from (`defs`) are none."""
+    start = drawn.find(f'<g id="{gid}">')
+    if start < 0:
+        return drawn
+    end, depth = start, 0
+    for tag in re.finditer(r"<g[ >]|</g>", drawn[start:]):
+        depth += -1 if tag.group().startswith("</") else 1
+        if depth == 0:
+            end = start + tag.end()
+            break
+    left = iter(titles)
+
+    def titled(mark: re.Match[str]) -> str:
+        kind = mark.group(1)
+        if kind is None:
+            return mark.group()
+        text = next(left, None)
+        return mark.group() if text is None else f"{mark.group()[:-2]}><title>{escape(text)}</title></{kind}>"
+
+    group = re.sub(r"<defs>.*?</defs>|<(use|path)\b[^>]*/>", titled, drawn[start:end], flags=re.DOTALL)
+    return drawn[:start] + group + drawn[end:]

@@ -3,6 +3,7 @@
 from heterosis.checkpoints.adapter import Adapter
 from heterosis.checkpoints.family import Family, open_family
 from heterosis.checkpoints.layout import DEFAULT_GROUPS, Layout
+from heterosis.checkpoints.local import at_hand
 from heterosis.checkpoints.reader import Checkpoint
 from heterosis.checkpoints.source import ModelRef, resolve
 from heterosis.checkpoints.tensors import TensorSource, TensorSpec, content_digest, tensor_digest
@@ -17,6 +18,7 @@ __all__ = [
     "ModelRef",
     "TensorSource",
     "TensorSpec",
+    "at_hand",
     "content_digest",
     "open_family",
     "resolve",

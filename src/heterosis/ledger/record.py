@@ -72,6 +72,8 @@ class Candidate:
     """What the optimizer was told; None if scoring failed."""
     race: Mapping[str, Any] | None = None
     """How its race ended: `place` (in, out, open), `rung`, the generation's `limit`. None: it did not race."""
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Items scored -> objective estimated from them, after each rung of its race."""
 
     @property
     def is_baseline(self) -> bool:
@@ -166,6 +168,14 @@ class Record:
     def proposed(self) -> list[Candidate]:
         """What the optimizer proposed."""
         return [candidate for candidate in self._candidates if not candidate.is_baseline]
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Gene name -> the least and the greatest value that the search gives it, of all genes that it has moved."""
+        with storing(self.name):
+            trials = self._study.get_trials(deepcopy=False)
+        seen = {name: found for trial in trials for name, found in trial.distributions.items()}
+        return {name: (found.low, found.high) for name, found in seen.items() if isinstance(found, FloatDistribution)}
 
     def find(self, recipe_digest: str) -> Candidate | None:
         """A scored candidate with this recipe."""
@@ -309,6 +319,7 @@ def _candidate(trial: FrozenTrial) -> Candidate:
             error=attributes.get("error"),
             fitness=fitness,
             race=attributes.get("race"),
+            curve=trial.intermediate_values,
         )
     except KeyError as error:
         raise RecordError(
