@@ -318,6 +318,36 @@ def test_the_winner_is_registered_as_champion(finished: str) -> None:
     assert study["metrics"]["heterosis/best_baseline/low"] == [(0, -0.01)]
 
 
+def test_every_run_says_in_words_what_it_is(after_search: View, finished: str) -> None:
+    study = after_search.run("toy")["tags"]["mlflow.note.content"]
+    assert "| parent a | owner/a@main | `1111111111111111` |" in study
+    assert "items: search 2, selection 2, test 2" in study
+    view = View(finished)
+    told = view.run("c3")["tags"]["mlflow.note.content"]
+    assert told.startswith("**c3**, generation 2: `ties` of a, b.")
+    for row in ("| search | 0.6000 | 1.6000 |", "| selection | 0.5900 | 1.5900 |", "| test | 0.5800 | 1.5800 |"):
+        assert row in told
+    assert "heterosis reproduce c3 OUT" in told  # the run's id, under the name that this view gives it
+    assert "Failed on search: logits are NaN." in view.run("c2")["tags"]["mlflow.note.content"]
+    assert view.client.get_registered_model("toy").description.startswith("Winners of the study toy")
+
+
+def test_the_report_and_the_winners_card_join_the_study_as_soon_as_they_are_there(uri: str, tmp_path: Path) -> None:
+    records = open_records()
+    add(records["search"], "c3", 0.6)
+    winner = tmp_path / "run" / "winner"
+    winner.mkdir(parents=True)
+    result = {**RESULT, "winner_folder": str(winner)}
+    (winner / "README.md").write_text("# card")
+    Lineage(uri, facts()).sync(records, result)
+    assert View(uri).run("toy")["artifacts"] == ["panel.json", "study.json", "winner"]
+    (tmp_path / "run" / "report.html").write_text("<p>report</p>")
+    Lineage(uri, facts()).sync(records, result)
+    view = View(uri)
+    assert view.run("toy")["artifacts"] == ["panel.json", "report.html", "study.json", "winner"]
+    assert len(view.versions) == 1
+
+
 def test_a_study_that_goes_on_runs_again_and_a_new_winner_becomes_champion(uri: str) -> None:
     records = open_records()
     add(records["search"], "c3", 0.6)
