@@ -91,7 +91,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     if panel.even:
         step = math.ceil(len(panel.places) / 12)
         shown_places = [place for i, place in enumerate(panel.places) if i % step == 0 or i == len(panel.places) - 1]
-        turned = not joined and max(map(len, map(place_text, shown_places)), default=0) > 6
+        turned = len(shown_places) > 9 or max(map(len, map(place_text, shown_places)), default=0) > 6
         axes.set_xticks([at[place] for place in shown_places])
         axes.set_xticklabels([place_text(place) for place in shown_places], rotation=30 if turned else 0)
         axes.tick_params(axis="x", labelsize=8)

@@ -16,7 +16,7 @@ TEMPLATE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>Sweep {{ report.sweep }}</title>
-<style>{{ style }}</style>
+<style>{{ style }} h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }</style>
 </head>
 <body>
 <main>
@@ -69,9 +69,9 @@ cell.difference }}</td><td>{{ cell.masks }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
 {% endfor %}
 <p class="faint">From the original: the difference on the same items with its 95 % interval (paired bootstrap over
-documents). ! stands where the interval lies wholly on the worse side, so a loss is shown. Each interval stands for
-itself: of twenty points without a loss, one is marked on average. No mark is no proof that nothing is lost; the
-interval says how much may be.</p>
+documents), which holds for all points of a curve at once. ! stands where it lies wholly on the worse side, so a loss is
+shown; along a curve without a loss that happens to any point with a chance of 5 %. No mark is no proof that nothing is
+lost; the interval says how much may be.</p>
 {% if failed %}<h2>Failed points</h2>
 <div class="scroll"><table><tbody>{% for point in failed %}
 <tr><th scope="row">{{ point.curve | printable }} {{ point.at }} {{ point.subject }}</th><td class="wrap">{{ point.error

@@ -1,7 +1,8 @@
 """What a sweep found, as one document: scores, differences from the original, hidden states, each with its errors.
 
 Two errors are told apart. Intervals come from a paired bootstrap over the documents that items come from: what other
-items would have said of these same merges. The spread over mask seeds is what other random masks say on these same
+items would have said of these same merges; those of differences from the original hold for all points of a curve at
+once. The spread over mask seeds is what other random masks say on these same
 items. A point's outcomes are the means over its mask seeds, item by item.
 """
 
@@ -68,6 +69,7 @@ def report(found: Found) -> dict[str, Any]:
                 "documents": int(np.unique(split.clusters[name]).size),
             }
             for name, task in prepared.panel.tasks.items()
+            if any(name in subject.tasks for subject in design.subjects)
         },
         "panel_digest": prepared.panel.digest,
         "engine": engine,
@@ -128,22 +130,30 @@ def _scores(
         for at, label in enumerate(labels)
     ]
     answers: list[dict[str, Any] | None] = [None] * len(points)
+    of_curve: dict[str, list[int]] = {}
+    for at, i in enumerate(there, len(labels)):
+        of_curve.setdefault(points[i].curve, []).append(at)
     for at, i in enumerate(there, len(labels)):
         by_mask = [float(scale.score(outcomes.mean())) for outcomes in tables[at]]
         answers[i] = {
             **_interval("score", compared.interval(at)),
             "by_mask": by_mask,
-            "difference": _difference(compared, at, best, rows),
+            "difference": _difference(compared, at, best, rows, of_curve[points[i].curve]),
             "against": labels[best],
         }
     return answers, references
 
 
-def _difference(compared: Comparison, row: int, other: int, rows: Sequence[Any]) -> dict[str, float]:
-    """From the original, raw: positive is more, which is better or worse as the task has it."""
+def _difference(
+    compared: Comparison, row: int, other: int, rows: Sequence[Any], family: Sequence[int]
+) -> dict[str, float]:
+    """From the original, raw: positive is more, which is better or worse as the task has it.
+
+    The interval holds for all points of the curve (`family`) at once.
+    """
     if rows[row] == rows[other]:
         return {"estimate": 0.0, "low": 0.0, "high": 0.0}
-    return compared.difference(row, [other])._asdict()
+    return compared.difference(row, [other], family)._asdict()
 
 
 def _find(record: Record, digest: str, task: str) -> Candidate | None:
@@ -201,8 +211,7 @@ def x_of(curve: Curve) -> tuple[str, tuple[Value, ...]]:
 
 
 def _losses(found: Found, curve: Curve, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Along each line of a curve, the values of x at which a loss against the original is shown, and those at which
-    none is. Each interval stands for itself: of twenty, one errs."""
+    """Along each line of a curve, the values of x at which a loss against the original is shown, and the others."""
     axis, _ = x_of(curve)
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for point in points:

@@ -37,8 +37,8 @@ def show(report: Report, console: Console) -> None:
 
 
 EXPLAINED = (
-    "In brackets the difference from the original, on the same items; * a loss is shown: its 95 % interval, over "
-    "items, lies wholly on the worse side. Scores are means over mask seeds."
+    "Scores are means over mask seeds. In brackets the difference from the original, on the same items; * a loss is "
+    "shown: its 95 % interval over items, simultaneous over the curve, lies wholly on the worse side."
 )
 
 
