@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from stopped_study import printed, stopped
 
 from heterosis.errors import StudyError
 from heterosis.recipe import Recipe
+from heterosis.search import Budget
 from heterosis.stored import open_stored
-from heterosis.views import show
+from heterosis.views import Tracker, show
 from heterosis.views.candidate import profiles
-from heterosis.views.tables import bars, show_candidate
+from heterosis.views.tables import bars, show_candidate, standing
 
 
 def test_scores_are_those_of_the_result(finished: Finished) -> None:
@@ -106,3 +108,14 @@ def test_programs_get_everything_as_json(finished: Finished, heterosis: Command)
     assert code == 0
     assert content["label"] == finished.result["winner"]
     assert Recipe.parse(content["recipe"], "json").digest == finished.result["recipe_digest"]
+
+
+def test_an_estimate_from_anchors_shows_its_own_error(finished: Finished, tmp_path: Path) -> None:
+    with open_stored(stopped(finished, tmp_path / "run", 1, partial="c1")) as study:
+        baselines = study.records["search"].baselines
+        estimated = replace(study.candidates()["c1"]["search"], race={"place": "anchors", "error": 0.0321})
+        tracker = Tracker(study.items["search"], study.objective, PARENTS, Budget(9, None, None), 0)
+        found = tracker.progress([*baselines, estimated]).best
+    assert found is not None
+    assert (found.low, found.high, found.error) == (None, None, 0.0321)
+    assert "± 0.0321 (estimated from anchors) (c1, " in standing(found, 100)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from heterosis import __version__
+from heterosis.cli.completion import studies
 from heterosis.errors import HeterosisError
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.")]
+StudyPath = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.", autocompletion=studies),
+]
 Form = Annotated[Output, typer.Option("--format", help="How to print the result: for people or for programs.")]
 UnsafeCode = Annotated[
     bool,
