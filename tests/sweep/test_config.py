@@ -95,3 +95,9 @@ def test_a_plan_says_what_will_be_scored_and_writes_nothing(tmp_path: Path, tiny
     assert found["answers"] == found["to score"] * found["items"]["choice"]
     assert found["hidden states"]["merges"] == found["to score"] - 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_example_draws_the_papers_three_curves() -> None:
+    found = load_sweep(Path(__file__).resolve().parents[2] / "examples" / "sweep.yaml")
+    assert set(found.sweep.curves) == set(CURVES)
+    assert found.sweep.parents == {"sort": "demo_sort", "add": "demo_add", "rare": "demo_rare"}
