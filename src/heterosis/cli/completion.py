@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -49,6 +48,8 @@ def _folder(study: Path) -> Path:
 
 def _labels(folder: Path) -> list[str]:
     """Of a record in the study's folder. A database elsewhere is not asked."""
+    import sqlite3
+
     url = f"{(folder / 'record.db').resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(url, uri=True)) as record:
         rows = record.execute("SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'label'").fetchall()
