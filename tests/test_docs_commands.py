@@ -136,6 +136,7 @@ def pages() -> list[str]:
     return list(dict.fromkeys(command.page for command in ALL if runnable(command)))
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
 @pytest.mark.parametrize("page", pages())
 def test_a_pages_commands_run_one_after_the_other(
     workspace: Path, tmp_path: Path, heterosis: Command, monkeypatch: pytest.MonkeyPatch, page: str
