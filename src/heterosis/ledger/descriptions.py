@@ -42,9 +42,9 @@ def merge_note(merge: Merge, run_id: str) -> str:
     if scored:
         tasks = list(next(iter(scored.values())).scores)
         rows = ["| split | objective | " + " | ".join(map(_cell, tasks)) + " |", "|---|---|" + "---|" * len(tasks)]
-        for split, candidate in scored.items():
+        for split, candidate in reversed(scored.items()):  # MLflow folds descriptions: what counts most comes first
             scores = " | ".join(f"{candidate.scores[task]:.4f}" for task in tasks)
-            part = " (estimated from a part of the items)" if candidate.is_partial else ""
+            part = " (estimate)" if candidate.is_partial else ""
             rows.append(f"| {split}{part} | {candidate.value:.4f} | {scores} |")
         lines.append("\n".join(rows))
     if first.weights_digest:
