@@ -174,7 +174,7 @@ def test_a_run_ends_with_a_result_and_a_winner_that_loads(finished: Finished) ->
     assert not any(notes.values())
     assert AutoTokenizer.from_pretrained(finished.folder / "winner").eos_token == "</s>"
     written = {path.name for path in finished.folder.iterdir()}
-    assert written == {"lock", "panel.json", "record.db", "resolved.yaml", "result.json", "winner"}
+    assert written == {"lock", "panel.json", "record.db", "report.html", "resolved.yaml", "result.json", "winner"}
 
 
 def test_the_winner_holds_the_weights_that_were_scored(finished: Finished) -> None:

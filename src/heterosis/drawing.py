@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,8 @@ def svg(figure: Figure, name: str, label: str = "", tips: Mapping[str, Sequence[
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a parent's name may hold a dollar sign
     out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's font draws it, not the library's
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawn = out.getvalue()
     drawn = drawn[drawn.index("<svg") :]  # what goes before belongs to a file, not to a page

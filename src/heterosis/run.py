@@ -15,7 +15,7 @@ from heterosis.anchored import NOTE, Anchored
 from heterosis.builder import Builder
 from heterosis.check import contamination
 from heterosis.config import load_study
-from heterosis.errors import HeterosisError, RecordError, StudyError
+from heterosis.errors import HeterosisError, InterruptError, RecordError, StudyError
 from heterosis.evaluation.panel import SplitName
 from heterosis.evaluation.task_facts import task_facts
 from heterosis.export import export
@@ -31,6 +31,7 @@ from heterosis.live import LiveEngine
 from heterosis.optimizers import Genome, Optimizer, make_optimizer
 from heterosis.publishing import findings
 from heterosis.race import Race
+from heterosis.report import write_report
 from heterosis.results import result as result_of
 from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
 from heterosis.search import LATER_STEP, Budget, Stage, search
@@ -92,12 +93,25 @@ def run(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, An
         engine.close()
         result |= _export_winner(prepared, records.test, choice, result, watcher)
         write_json(folder / RESULT, result)
+        _draw_report(prepared, watcher)
         if lineage is not None and mirror is not None:
             watcher.stage("writing lineage")
             mirror.finish(result)
             if mirror.problem is not None:
                 watcher.warn(f"lineage: {mirror.problem}. The study is complete; run the same command to catch up.")
     return result
+
+
+def _draw_report(prepared: Prepared, watcher: Watcher) -> None:
+    """Write report.html. The study is complete without it, so a failure is a warning."""
+    watcher.stage("drawing the report")
+    try:
+        write_report(prepared.path)
+    except InterruptError:
+        raise
+    except Exception as error:  # plots and templates raise types of their own
+        reason = masked(" ".join(str(error).split())[:300])
+        watcher.warn(f"report: not written ({type(error).__name__}: {reason}). `heterosis report` tries again.")
 
 
 def sync(path: Path) -> int:

@@ -112,6 +112,7 @@ def _warnings(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    yield folder / "report.html", "the report: open it in a browser"
     yield folder / "winner", "the merged model, its card and its recipe"
     yield folder / "result.json", "every number above"
     yield folder / "record.db", f"the search: optuna-dashboard sqlite:///{folder / 'record.db'}"

@@ -251,7 +251,12 @@ def _task_plots(view: View) -> Iterator[Plot]:
         return
     if view.stored.config.objective == "pareto" and few:
         for drawn in result_plots.fronts(view):
-            yield Plot(_drawn(drawn), "Two tasks", ": right and up are better. The front is the selection split's.")
+            yield Plot(
+                _drawn(drawn),
+                "Two tasks",
+                ": right and up are better. Parents and front as the selection split scored them, candidates as the "
+                "search split did.",
+            )
         return
     yield Plot(
         _drawn(result_plots.parallel(view)),

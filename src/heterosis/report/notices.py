@@ -103,6 +103,12 @@ def _about_claims(view: View) -> Iterator[Advice]:
             yield Advice("good", f"Constraint on {task} kept: {score:.4f} where {limit:.4f} is asked (test split).")
         else:
             yield Advice("warn", f"Constraint on {task} NOT kept: {score:.4f} where {limit:.4f} is asked (test split).")
+    if result["winner"] in view.stored.config.parents:
+        yield Advice(
+            "warn",
+            f"The winner is a parent itself: no merge scored higher than {result['winner']} on the selection split, so "
+            "there is nothing to gain from merging here that this study could find.",
+        )
     worse = {task: claim for task, claim in result["task_claims"].items() if claim["word"] == "worse"}
     if worse:
         said = [f"{printable(task)} ({signed(claim)} against {claim['against']})" for task, claim in worse.items()]
@@ -112,7 +118,7 @@ def _about_claims(view: View) -> Iterator[Advice]:
             "whoever needs one of these alone is better served by its parent.",
         )
     smallest = result["smallest_difference"]["objective"]
-    if smallest is not None:
+    if smallest:
         yield Advice(
             "note",
             f"The test split shows a true difference of {smallest:.4f} in the objective four times in five; smaller "

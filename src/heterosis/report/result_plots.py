@@ -150,17 +150,15 @@ def _pair(view: View, one: str, two: str, number: int) -> str:
             dots.set_label("search split, part of the items" if part else "search split")
             dots.set_gid(kind)
             tips[kind] = [described(seen, view.total) for seen in among]
-    selected = {c.label: c.scores for c in view.stored.records["selection"].candidates}
-    front = [label for label in result.get("front", ()) if label in selected]
-    parents = [c.label for c in view.baselines if c.label in view.stored.config.parents]
-    known = {c.label: c.scores for c in view.baselines} | selected
-    for labels, what, mark, colour in (
-        (parents, "parents", "s", GREEN),
-        (front, "front, selection split", "D", ORANGE),
-    ):
+    known = {c.label: c.scores for c in view.stored.records["selection"].candidates if c.value is not None}
+    split = "selection split" if known else "search split"
+    known = known or {c.label: c.scores for c in view.baselines}
+    front = [label for label in result.get("front", ()) if label in known]
+    parents = [label for label in view.stored.config.parents if label in known]
+    for labels, what, mark, colour in ((parents, "parents", "s", GREEN), (front, "front", "D", ORANGE)):
         if labels:
             dots = axes.scatter(*_places([known[label] for label in labels], one, two), marker=mark, color=colour, s=40)
-            dots.set_label(what)
+            dots.set_label(f"{what}, {split}")
             dots.set_gid(f"group{mark}")
             tips[f"group{mark}"] = [f"{label}: {known[label][one]:.4f}, {known[label][two]:.4f}" for label in labels]
     _turned(axes, view, one, two)
