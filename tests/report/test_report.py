@@ -337,3 +337,16 @@ def test_a_browser_shows_it_on_a_phone_without_errors(drawn: str, tmp_path: Path
     assert int(widths.group(2)) == 390
     assert int(widths.group(1)) <= 390
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_study_whose_report_cannot_be_drawn_is_complete(
+    finished: Finished, heterosis: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("heterosis.run.write_report", fails)
+    code, out, errors = heterosis("run", finished.study, "--format", "json", "--quiet")
+    assert code == 0
+    assert json.loads(out) == finished.result
+    assert "report: not written (ValueError: no ink). `heterosis report` tries again." in " ".join(errors.split())
