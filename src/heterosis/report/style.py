@@ -11,7 +11,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
   margin: 1rem 0; }
 .card { background: var(--card); border-radius: .4rem; padding: .6rem .9rem; } .card p { margin: 0; }
 .card .big { font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3; }
-.ci { display: block; color: var(--faint); font-size: .75rem; }
+.ci { display: block; color: var(--faint); font-size: .86em; }
 tr.winner th, tr.winner td { font-weight: 600; } tr.winner th[scope=row]::before { content: "★ "; }
 td.estimate { font-style: italic; }
 .scroll th[scope=row] { position: sticky; left: 0; background: var(--paper); white-space: normal; min-width: 6.5rem; }
@@ -29,7 +29,8 @@ svg [id*="curve"] path, svg [id*="line"] path { pointer-events: stroke; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
   ul.advice li { flex-direction: column; gap: .1rem; } ul.advice b { flex-basis: auto; } }
 @media print { nav { display: none; } .verdict, .card { border: 1px solid var(--line); }
-  .verdict { border-left-width: .4rem; }
+  .verdict { border-left: .4rem solid currentColor; } .cards { grid-template-columns: repeat(3, 1fr); }
+  .faint, figcaption { font-size: 8pt; }
   .scroll th[scope=row] { position: static; } h3 { break-after: avoid; } pre { font-size: 7pt; }
   .printed::details-content { content-visibility: visible; block-size: auto; } @page { margin: 14mm; } }
 """
