@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from heterosis.evaluation.engine import (
     count_in,
     cut,
 )
+from heterosis.evaluation.owner import owning
 from heterosis.evaluation.recheck import Recheck
 from heterosis.recipe import Recipe
 
@@ -80,8 +80,7 @@ class VllmEngine:
         weights = sum(path.stat().st_size for path in sources.base.glob("*.safetensors"))
         parents = {name: str(folder) for name, folder in sources.parents.items()}
         questions = [(list(probe.prompt), list(probe.targets)) for probe in self._probes]
-        owner = (socket.gethostname(), os.getpid())
-        summed = self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES, owner)
+        summed = self._rpc("heterosis_open", str(sources.base), parents, questions, weights <= REFERENCE_BYTES)
         self._live_weights_compared = all(summed)
         family = family or open_family(sources.base, sources.parents)
         self._recheck = Recheck(Builder(family, compiled=False))  # compiling would pay for a whole model only
@@ -279,7 +278,8 @@ def _start(base: Path, options: Mapping[str, Any], log: Path | None) -> Any:
     from vllm import LLM
 
     try:
-        return LLM(model=str(base), worker_extension_cls=WORKER, enable_prefix_caching=True, **options)
+        with owning():
+            return LLM(model=str(base), worker_extension_cls=WORKER, enable_prefix_caching=True, **options)
     except Exception as error:  # start-up fails in as many ways as there are machines
         where = "engine.options" if log is None else f"{log} and engine.options"
         raise EngineError(f"vLLM did not start: {_first_line(error)}. See {where}.") from error

@@ -6,11 +6,6 @@ one attribute. Under tensor parallelism each worker merges whole tensors and vLL
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import socket
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from heterosis.evaluation.canary import Reference
 from heterosis.evaluation.engine import Probe
 from heterosis.evaluation.live_weights import check_tied_head, live_checksum, watch_packing
 from heterosis.evaluation.observed import WORD, Observed, multiset_checksum
+from heterosis.evaluation.owner import follow_owner
 from heterosis.recipe import Recipe
 
 
@@ -35,15 +31,12 @@ class MergeWorker:
     device: torch.device
     model_runner: Any
 
-    def heterosis_open(
-        self, base: str, parents: dict[str, str], probes: list[Any], reference: bool, owner: tuple[str, int]
-    ) -> bool:
+    def heterosis_open(self, base: str, parents: dict[str, str], probes: list[Any], reference: bool) -> bool:
         """Open the family; returns whether the live weights can be summed up and compared with a merge.
 
-        `reference`: also answer the probes from the merged tensors, for the canary. `owner`: host and process that
-        this engine belongs to, and does not outlive.
+        `reference`: also answer the probes from the merged tensors, for the canary.
         """
-        _end_with(*owner)
+        follow_owner()  # VLLM_PLUGINS may leave the plugin out
         family = open_family(Path(base), {name: Path(folder) for name, folder in parents.items()})
         device = _resident_device(self.device, family)
         self.heterosis_state = WorkerState(
@@ -86,25 +79,6 @@ class WorkerState:
         self.reference = reference
         self.live_dtype = live_dtype
         """What the live weights are kept in; None where their checksum says nothing of a merge."""
-
-
-def _end_with(host: str, pid: int) -> None:
-    """End this process, and the engine process between it and its owner, as soon as the owner has ended.
-
-    vLLM's processes outlive an owner that was killed, and would keep its memory from the next one.
-    """
-    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
-        return
-    owner = os.pidfd_open(pid)
-
-    def wait() -> None:
-        select.select([owner], [], [])  # readable once the process has ended
-        between = os.getppid()
-        if between not in (1, pid) and os.getpgid(between) == os.getpgid(0):
-            os.kill(between, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, name="heterosis-owner", daemon=True).start()
 
 
 def _live_dtype(runner: Any, family: Family) -> torch.dtype | None:
