@@ -84,6 +84,7 @@ NOT_RUN = {
     "japanese-math-7b": "needs the hub and a GPU",
     "--push": "needs the hub; tests/publishing has a stand-in",
     "--install-completion": "changes the shell's files",
+    "--show-completion": "asks which shell called it; tests/test_completion.py",
     "doctor": "starts engines; tests/test_doctor.py runs it",
     "some-org": "needs the hub",
     "sqlite": "a server",
