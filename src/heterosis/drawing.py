@@ -26,6 +26,20 @@ SIZE = (5.0, 2.7)
 # Labels up to this length stand in two columns.
 BESIDE = 24
 
+# How every page begins, in the template language: nothing may be loaded and no script run, whatever stands on it.
+HEAD = """<!doctype html>
+<html lang="en-GB">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+"""
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #5c6370; --paper: #fff; --line: #d8dbe0; --card: #f5f6f8;
   --good: #19713f; --note: #1f5fae; --caution: #8a5a00; --warn: #b3261e; }

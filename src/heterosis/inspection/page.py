@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from heterosis.drawing import STYLE
+from heterosis.drawing import HEAD, STYLE
 from heterosis.files import write_text
 from heterosis.inspection.geometry import LARGE, SAFE
 from heterosis.inspection.records import Survey
@@ -25,18 +25,10 @@ from heterosis.inspection.wording import (
 
 SHOWN = 20
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>Inspection of {{ names }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<h1>Is merging {{ names }} sensible?</h1>
+TEMPLATE = (
+    """{% set title = "Inspection of " ~ names %}"""
+    + HEAD
+    + """<h1>Is merging {{ names }} sensible?</h1>
 <p class="faint">Base: {{ base }}</p>
 <p class="headline {{ survey.verdict }}">{{ headline }}</p>
 <ul class="advice">
@@ -125,6 +117,7 @@ election with equal weights (TIES) discards.{% endif %}</p>
 </body>
 </html>
 """
+)
 
 
 def write_page(survey: Survey, path: Path) -> None:

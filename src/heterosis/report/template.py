@@ -1,17 +1,8 @@
 """The report's page: what stands where, in the template language."""
 
-HEAD = """<!doctype html>
-<html lang="en-GB">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ study.name }}: {{ verdict.word }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<h1>{{ study.name }}</h1>
+from heterosis.drawing import HEAD
+
+SUMMARY = """<h1>{{ study.name }}</h1>
 <p class="faint">{{ method }} of {{ parents | listed }}{% if base %}, fine-tunes of {{ base }}{% endif %}; {{ count }}
 candidates, {{ tasks | length }} {{ "task" if tasks | length == 1 else "tasks" }}; objective: {{ objective }}</p>
 <div class="verdict {{ verdict.level }}"><b>{{ verdict.word }}</b><p>{{ verdict.sentence }}</p></div>
@@ -164,4 +155,5 @@ AGAIN = """
 </html>
 """
 
-TEMPLATE = HEAD + RESULT + WINNER + SEARCH + PARENTS + AGAIN
+TITLE = """{% set title = study.name ~ ": " ~ verdict.word %}"""
+TEMPLATE = TITLE + HEAD + SUMMARY + RESULT + WINNER + SEARCH + PARENTS + AGAIN

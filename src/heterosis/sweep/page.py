@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from heterosis.drawing import STYLE
+from heterosis.drawing import HEAD, STYLE
 from heterosis.inspection.wording import printable
 from heterosis.sweep.panels import Panel, Report, layer_panels, lost, place_text, score_panels, similarity_panels
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>Sweep {{ report.sweep }}</title>
-<style>{{ style }} h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }</style>
-</head>
-<body>
-<main>
-<h1>Sweep {{ report.sweep }}</h1>
+# What a sweep adds to the house style of pages.
+SUBHEADINGS = "h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }"
+
+TEMPLATE = (
+    """{% set title = "Sweep " ~ report.sweep %}"""
+    + HEAD
+    + """<h1>Sweep {{ report.sweep }}</h1>
 <p class="faint">Base: {{ report.base | printable }}. {{ report.points | length }} points of
 {{ report.curves | length }} curves,
 {{ report.mask_seeds }} mask seeds where entries are dropped at random, seed {{ report.seed }}.</p>
@@ -81,6 +76,7 @@ lost; the interval says how much may be.</p>
 </body>
 </html>
 """
+)
 
 
 def page(report: Report) -> str:
@@ -93,7 +89,7 @@ def page(report: Report) -> str:
     scores, similar, layers = score_panels(report), similarity_panels(report), layer_panels(report)
     content: dict[str, Any] = {
         "report": report,
-        "style": Markup(STYLE),  # noqa: S704 (ours)
+        "style": Markup(STYLE + SUBHEADINGS),  # noqa: S704 (ours)
         "scores": _drawn(scores, "score"),
         "similar": _drawn(similar, "similarity"),
         "layers": _drawn({"": layers}, "layers").get("", []),
