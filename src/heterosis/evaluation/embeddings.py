@@ -11,9 +11,8 @@ from torch import Tensor
 
 from heterosis.errors import EngineError
 from heterosis.evaluation.engine import Tokens
+from heterosis.evaluation.transformers_engine import BATCH_TOKENS, padded
 
-# Tokens per forward pass, padding included.
-BATCH_TOKENS = 2048
 # What hidden states of originals may take in memory.
 MOST_BYTES = 2 << 30
 
@@ -72,12 +71,7 @@ class Embedder:
         return [found[i] for i in range(len(texts))]
 
     def _hidden(self, rows: Sequence[Tokens]) -> tuple[Tensor, ...]:
-        width = max(map(len, rows))
-        tokens = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, values in enumerate(rows):
-            tokens[row, : len(values)] = torch.tensor(values)
-            mask[row, : len(values)] = 1
+        tokens, mask = padded(rows)
         output: Any = self.model(
             tokens.to(self.device),
             attention_mask=mask.to(self.device),

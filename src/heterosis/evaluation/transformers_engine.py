@@ -28,6 +28,16 @@ from heterosis.recipe import Recipe
 BATCH_TOKENS = 2048
 
 
+def padded(rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """Token ids [rows, width], zeros behind the shorter rows, and the attention mask."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, values in enumerate(rows):
+        tokens[row, : len(values)] = torch.tensor(values)
+        mask[row, : len(values)] = 1
+    return tokens, mask
+
+
 class TransformersEngine:
     """transformers behind the Engine protocol. Greedy decoding only."""
 
@@ -87,17 +97,12 @@ class TransformersEngine:
 
     def _logits(self, rows: Sequence[Tokens], first: int) -> Tensor:
         """Logits of all rows from position `first` on: [rows, width - first, vocabulary]."""
-        width = max(map(len, rows))
-        tokens = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, values in enumerate(rows):
-            tokens[row, : len(values)] = torch.tensor(values)
-            mask[row, : len(values)] = 1
+        tokens, mask = padded(rows)
         output: Any = self.model(
             tokens.to(self.device),
             attention_mask=mask.to(self.device),
             use_cache=False,
-            logits_to_keep=torch.arange(first, width, device=self.device),
+            logits_to_keep=torch.arange(first, tokens.shape[1], device=self.device),
         )
         logits: Tensor = output.logits
         return logits
