@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -21,31 +21,6 @@ FamilyFolder = Callable[..., Path]
 
 HOSTILE = "<script>alert('x')</script>&\"$\\frac{1}$[bold]\x1b[31m\u202e{{ 7 * 7 }}"
 HOSTILE_TENSOR = "<img src=x onerror=alert(1)>&[red]{{ 7 * 7 }}"  # the reader refuses control characters
-VOID = {"meta", "img"}
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects them with their attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +113,7 @@ def test_names_cannot_break_the_page(hostile: Survey) -> None:
     assert "script" not in {tag for tag, _ in found.tags}
     assert "\x1b" not in text
     assert "\u202e" not in text
-    shown = "".join(found.text)
+    shown = "".join(found.parts)
     assert printable(HOSTILE) in shown
     assert HOSTILE_TENSOR in shown
 
@@ -159,7 +134,7 @@ def test_a_family_with_nothing_in_common_still_has_a_page(tiny_family: FamilyFol
     tensors = load_file(folder / "a" / "model.safetensors")
     save_file({"other.weight": tensors["model.norm.weight"]}, tmp_path / "alien" / "model.safetensors")
     alien = inspect_models(folder / "base", {"alien": tmp_path / "alien"})
-    assert "not a fine-tune of this base" in " ".join("".join(Page(page(alien)).text).split())
+    assert "not a fine-tune of this base" in Page(page(alien)).text
     assert "not a fine-tune of this base" in " ".join(printed(alien, 200).split())
 
 

@@ -8,12 +8,12 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from html_page import Page
 from small_study import BASELINES, CANDIDATES, Finished
 
 from heterosis.errors import StudyError
@@ -29,35 +29,6 @@ from heterosis.report.view import View, arranged
 from heterosis.stored import open_stored
 
 HOSTILE = "<script>alert(1)</script>&\"'{{ 7 * 7 }}$x$"
-VOID = {"meta", "br"}
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects them with their attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.parts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.parts).split())
 
 
 @pytest.fixture
