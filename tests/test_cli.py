@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import PARENTS, Command, FamilyFolder
 from small_study import BASELINES, CANDIDATES, Finished, write_study
+from sweep.sweeps import write_sweep
 
 from heterosis import __version__
 from heterosis.evaluation.transformers_engine import TransformersEngine
@@ -111,9 +112,12 @@ def test_benchmarks_of_generated_code_need_a_flag(
         raise ConnectionError("no hub here")
 
     monkeypatch.setattr(datasets, "load_dataset", no_hub)
+    (tmp_path / "sweep").mkdir()
     study = write_study(tmp_path, tiny_family(), tasks=["humaneval"])
-    code, _, errors = heterosis("check", study, flag)
-    assert (code, "no hub here" in errors) == (2, True)
+    sweep = write_sweep(tmp_path / "sweep", tiny_family(), tasks=["humaneval"])
+    for command in (("check", study), ("sweep", sweep), ("sweep", sweep, "--plan")):
+        code, _, errors = heterosis(*command, flag)
+        assert (code, "no hub here" in errors) == (2, True), command
     answer = fresh("run", study)
     assert (answer.returncode, answer.stdout) == (2, "")
     refusal = "error: humaneval: it runs code that the models write. Give --confirm-run-unsafe-code"

@@ -11,6 +11,7 @@ from heterosis.cli.app import (
     Form,
     Output,
     Quiet,
+    UnsafeCode,
     app,
     errors_on_own_handle,
     output,
@@ -26,6 +27,7 @@ def sweep(
     plan: Annotated[bool, typer.Option("--plan", help="Check the file, say what it will score, and stop.")] = False,
     form: Form = Output.TABLE,
     quiet: Quiet = False,
+    unsafe_code: UnsafeCode = False,
 ) -> None:
     """Draw curves and grids over merge parameters, or go on with a sweep that was interrupted."""
     quieten_libraries()
@@ -35,7 +37,7 @@ def sweep(
     from heterosis.watch import Watcher
 
     if plan:
-        facts = plan_sweep(file)
+        facts = plan_sweep(file, unsafe_code)
         if form is Output.JSON:
             print_json(facts)
         else:
@@ -43,7 +45,7 @@ def sweep(
                 output().print(f"[bold]{name}[/bold]  {plain(_words(value))}", soft_wrap=True)
         return
     with errors_on_own_handle() as console, Watcher(console, quiet) as watcher:
-        report = run_sweep(file, watcher)
+        report = run_sweep(file, watcher, unsafe_code)
     if form is Output.JSON:
         print_json(report)
     else:

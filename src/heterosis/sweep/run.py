@@ -58,10 +58,10 @@ class Ready(NamedTuple):
         return self.prepared.panel.splits["search"]
 
 
-def ready(path: Path) -> Ready:
-    """Read and check a sweep: models, tasks, every point's merge, texts."""
+def ready(path: Path, unsafe_code: bool = False) -> Ready:
+    """Read and check a sweep: models, tasks, every point's merge, texts. `unsafe_code` as in `load_tasks`."""
     config = load_sweep(path)
-    prepared = prepare_as(config, path)
+    prepared = prepare_as(config, path, unsafe_code)
     unfolded = design(config, prepared)
     builder = Builder(prepared.family, compiled=False)
     for job in unfolded.jobs:
@@ -75,9 +75,9 @@ def ready(path: Path) -> Ready:
     return Ready(config, prepared, unfolded, texts)
 
 
-def plan(path: Path) -> dict[str, Any]:
+def plan(path: Path, unsafe_code: bool = False) -> dict[str, Any]:
     """What a sweep will score, from its file and what is recorded already. Nothing is written."""
-    checked = ready(path)
+    checked = ready(path, unsafe_code)
     database, url = checked.prepared.folder / "record.db", checked.config.record
     storage = open_storage(url or sqlite_url(database)) if url or database.is_file() else None
 
@@ -122,11 +122,11 @@ def _axes(axes: Mapping[str, Sequence[Any]]) -> str:
     return " × ".join(f"{len(values)} of {name}" for name, values in axes.items())
 
 
-def sweep(path: Path, watcher: Watcher) -> dict[str, Any]:
+def sweep(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, Any]:
     """Run or resume the sweep in `path`; returns what is written to sweep.json."""
     load_sweep(path)  # a mistake in the file is all that the user should read
     watcher.stage("reading models and tasks")
-    checked = ready(path)
+    checked = ready(path, unsafe_code)
     config, prepared, folder = checked.config, checked.prepared, checked.prepared.folder
     if (folder / RESOLVED).exists():
         raise StudyError(f"{folder} holds a study. Give the sweep another name.")
