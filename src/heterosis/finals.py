@@ -78,7 +78,7 @@ def choose(selected: Record, among: Collection[str]) -> Choice:
     """
     scored = [c for c in selected.candidates if c.value is not None and c.label in among]
     baselines = [candidate for candidate in scored if candidate.is_baseline]
-    return Choice(*(max(group, key=_rank).label for group in (scored, baselines)))
+    return Choice(*(max(group, key=lambda candidate: candidate.rank).label for group in (scored, baselines)))
 
 
 class Evidence:
@@ -121,7 +121,7 @@ class Evidence:
         return {
             "objective": self._objective.interval(at)._asdict(),
             "tasks": {task: found._asdict() for task, found in tasks.items()},
-            "items": sum(int((~np.isnan(t.values)).sum()) for t in self._candidates[label].outcomes.values()),
+            "items": self._candidates[label].known,
         }
 
     def value(self, label: str, task: str | None = None) -> float:
@@ -362,8 +362,3 @@ def _signed(found: Mapping[str, Any]) -> str:
 def _value(candidate: Candidate) -> float:
     assert candidate.value is not None
     return candidate.value
-
-
-def _rank(candidate: Candidate) -> tuple[float, float]:
-    assert candidate.fitness is not None
-    return candidate.fitness.rank_key

@@ -112,7 +112,7 @@ class Race:
         if generation > 1:
             return Field(generation // 2)
         scored = [c for c in before if not c.is_baseline and not c.is_partial]
-        best = sorted(scored, key=_rank, reverse=True)[: self._finalists]
+        best = sorted(scored, key=lambda candidate: candidate.rank, reverse=True)[: self._finalists]
         return Field(self._finalists, recorded=True, outcomes=[c.outcomes for c in best])
 
     def _run(self, runners: list[Runner], field: Field, yardstick: Yardstick, spent: Callable[[int], bool]) -> None:
@@ -203,8 +203,3 @@ def _on_items_of(like: Mapping[str, Any], theirs: Outcomes) -> Outcomes:
         task: table._replace(values=np.where(np.isnan(like[task].values), np.nan, table.values))
         for task, table in theirs.items()
     }
-
-
-def _rank(candidate: Candidate) -> tuple[float, float]:
-    assert candidate.fitness is not None
-    return candidate.fitness.rank_key

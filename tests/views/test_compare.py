@@ -14,7 +14,7 @@ from stopped_study import printed, stopped
 from heterosis.errors import StudyError
 from heterosis.stored import open_stored
 from heterosis.views import compare
-from heterosis.views.pairs import known, paired
+from heterosis.views.pairs import paired
 from heterosis.views.tables import show_comparison
 
 
@@ -57,7 +57,7 @@ def test_a_stopped_candidate_is_compared_on_what_both_answered(finished: Finishe
         parent = study.records["search"].baselines[0]
         pair = paired(partial, parent, study.items["search"], study.objective, 0)
         assert pair is not None
-        assert pair.items == known(partial.outcomes)
+        assert pair.items == partial.known
         (task,) = study.items["search"].clusters
         answered = ~np.isnan(partial.outcomes[task].values)
         assert pair.other.scores[task] == pytest.approx(parent.outcomes[task].values[answered].mean())

@@ -137,7 +137,7 @@ class Split:
 
     def known(self, outcomes: Outcomes) -> int:
         """Number of items that have outcomes."""
-        return sum(int((~np.isnan(table.values)).sum()) for table in outcomes.values())
+        return known_items(outcomes)
 
     def rungs(self, fractions: Sequence[float], minimum: int) -> list[Rung]:
         """Part the split into rungs that together hold every item once; up to the k-th, `fractions[k]` of each task.
@@ -169,6 +169,11 @@ class Split:
         # Not the hash that dealt them: rungs must not depend on where in the deal a split lies.
         ordered = sorted(members, key=lambda name: hashlib.sha256(f"{self._seed}\0rung\0{name}".encode()).digest())
         return [np.array(members[name], dtype=np.int64) for name in ordered]
+
+
+def known_items(outcomes: Outcomes) -> int:
+    """Number of items that have outcomes."""
+    return sum(int((~np.isnan(table.values)).sum()) for table in outcomes.values())
 
 
 def fill(whole: Outcomes | None, rung: Rung, found: Outcomes, split: Split) -> Outcomes:

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterosis.errors import RecordError
-from heterosis.evaluation.panel import Outcomes, TaskOutcomes
+from heterosis.evaluation.panel import Outcomes, TaskOutcomes, known_items
 from heterosis.ledger.redact import masked
 from heterosis.optimizers.protocol import Fitness
 from heterosis.recipe import Recipe
@@ -84,6 +84,17 @@ class Candidate:
     def proposal(self) -> Proposal:
         """What was proposed, to be scored again elsewhere."""
         return Proposal(self.label, self.generation, self.recipe, self.genome, self.genes)
+
+    @property
+    def known(self) -> int:
+        """Number of items that it has outcomes for, whoever asked them."""
+        return known_items(self.outcomes)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Greater is better (`Fitness.rank_key`), of one that was scored."""
+        assert self.fitness is not None
+        return self.fitness.rank_key
 
     @property
     def is_partial(self) -> bool:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from heterosis.errors import StudyError
 from heterosis.evaluation.panel import SPLITS, SplitName, TaskOutcomes
 from heterosis.finals import VARIANT, Evidence
@@ -89,7 +87,7 @@ def findings(study: Stored, label: str) -> Findings:
         panel.get("lm_eval") or {"version": None, "tasks": {}},
         panel,
         {split: study.items[split].size for split in SPLITS},
-        {split: _answered(candidate) for split, candidate in scored.items()},
+        {split: candidate.known for split, candidate in scored.items()},
         table,
         {**roles, label: role},
         scored["test"].outcomes if "test" in scored else None,
@@ -150,10 +148,6 @@ def _role(study: Stored, label: str) -> str:
     if next(iter(by_split.values())).is_baseline:
         return "baseline"
     return "finalist" if "selection" in by_split else "candidate"
-
-
-def _answered(candidate: Candidate) -> int:
-    return sum(int((~np.isnan(table.values)).sum()) for table in candidate.outcomes.values())
 
 
 def _rows(study: Stored, split: SplitName, label: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from heterosis.evaluation.panel import SPLITS, Outcomes, SplitName
+from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.finals import VARIANT, Evidence
 from heterosis.inspection.wording import printable
 from heterosis.ledger.importance import Importance, importance
@@ -116,7 +116,7 @@ def arranged(stored: Stored) -> View:
     spent = itertools.accumulate(candidate.items for candidate in record.candidates)
     after = {candidate.number: items for candidate, items in zip(record.candidates, spent, strict=True)}
     seen = [
-        Seen(candidate, number, answered(candidate.outcomes), after[candidate.number])
+        Seen(candidate, number, candidate.known, after[candidate.number])
         for number, candidate in enumerate(record.proposed, start=1)
     ]
     result = stored.result
@@ -131,18 +131,13 @@ def arranged(stored: Stored) -> View:
     )
 
 
-def answered(outcomes: Outcomes) -> int:
-    """How many items have an outcome."""
-    return sum(int((~np.isnan(table.values)).sum()) for table in outcomes.values())
-
-
 def _counted(row: Mapping[str, Any], stored: Stored) -> dict[str, Any]:
     """A row of result.json with the number of items behind each score."""
     found = dict(row)
     for split in SPLITS:
         if split in found and "items" not in found[split]:
             known = next((c for c in stored.records[split].candidates if c.label == row["label"]), None)
-            items = stored.items[split].size if known is None else answered(known.outcomes)
+            items = stored.items[split].size if known is None else known.known
             found[split] = {**found[split], "items": items}
     return found
 
@@ -157,7 +152,7 @@ def _rows_so_far(stored: Stored) -> list[dict[str, Any]]:
         for candidate, scores in _scored_rows(stored, split):
             role = "parent" if candidate.label in parents else "baseline" if candidate.is_baseline else "candidate"
             row = rows.setdefault(candidate.label, {"label": candidate.label, "role": role})
-            row[split] = {"items": answered(candidate.outcomes), **scores}
+            row[split] = {"items": candidate.known, **scores}
     return list(rows.values())
 
 

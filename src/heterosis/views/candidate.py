@@ -15,7 +15,6 @@ from heterosis.ledger.record import Candidate
 from heterosis.recipe import Recipe
 from heterosis.stored import Stored, open_stored
 from heterosis.views.names import label_of, role_of
-from heterosis.views.pairs import known
 
 
 class Scored(NamedTuple):
@@ -117,8 +116,8 @@ def _scored(study: Stored, split: SplitName, candidate: Candidate) -> Scored:
         row = Evidence([candidate], items, study.objective, study.config.seed).row(candidate.label)
     except RecordError:  # a normalised objective has no scale before the parents are scored
         alone = dict.fromkeys(("estimate", "low", "high"), candidate.value)
-        return Scored(known(candidate.outcomes), items.size, alone, {}, None)
-    return Scored(known(candidate.outcomes), items.size, row["objective"], row["tasks"], None)
+        return Scored(candidate.known, items.size, alone, {}, None)
+    return Scored(candidate.known, items.size, row["objective"], row["tasks"], None)
 
 
 def _genes(genes: Mapping[str, float], space: SpaceConfig) -> list[Searched]:

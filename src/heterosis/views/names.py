@@ -8,7 +8,7 @@ from heterosis.errors import StudyError
 from heterosis.finals import VARIANT
 from heterosis.search import Budget
 from heterosis.stored import Stored
-from heterosis.views.progress import Tracker, rank
+from heterosis.views.progress import Tracker
 
 PARTS = {
     "winner": "the study's winner",
@@ -39,7 +39,7 @@ def _in_part(study: Stored, part: str) -> str:
         return str(study.result["best_baseline"])
     selected = [c for c in study.records["selection"].candidates if c.fitness is not None and VARIANT not in c.label]
     if part == "best" and any(not candidate.is_baseline for candidate in selected):
-        return max(selected, key=rank).label
+        return max(selected, key=lambda candidate: candidate.rank).label
     nothing = Budget(None, None, None)
     parents = list(study.config.parents)
     tracker = Tracker(study.items["search"], study.objective, parents, nothing, study.config.seed)

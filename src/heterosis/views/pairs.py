@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heterosis.errors import RecordError
-from heterosis.evaluation.panel import Items, Outcomes
+from heterosis.evaluation.panel import Items
 from heterosis.finals import Evidence
 from heterosis.ledger.record import Candidate
 from heterosis.statistics import Objective
@@ -21,11 +21,6 @@ class Pair(NamedTuple):
     one: Candidate
     other: Candidate
     items: int
-
-
-def known(outcomes: Outcomes) -> int:
-    """Number of items that have outcomes."""
-    return sum(int((~np.isnan(table.values)).sum()) for table in outcomes.values())
 
 
 def paired(one: Candidate, other: Candidate, split: Items, objective: Objective, seed: int) -> Pair | None:

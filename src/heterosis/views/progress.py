@@ -13,7 +13,7 @@ from heterosis.results import time_spent
 from heterosis.search import Budget
 from heterosis.standings import standings
 from heterosis.statistics import Objective
-from heterosis.views.pairs import known, paired
+from heterosis.views.pairs import paired
 
 # The pace is that of the last so many candidates: an engine's start says little of what is left.
 RECENT = 20
@@ -154,7 +154,7 @@ class Tracker:
                 low, high = found["objective"]["low"], found["objective"]["high"]
             except RecordError:  # a normalised objective has no scale before the parents are scored
                 low = high = None
-        return Standing(candidate.label, value, low, high, known(candidate.outcomes), error)
+        return Standing(candidate.label, value, low, high, candidate.known, error)
 
     def _gain(self, best: Candidate | None, other: Candidate | None) -> Gain | None:
         if best is None or other is None:
@@ -173,13 +173,7 @@ class Tracker:
 def _highest(candidates: Sequence[Candidate]) -> Candidate | None:
     """The first of those with the highest fitness."""
     scored = [candidate for candidate in candidates if candidate.fitness is not None]
-    return max(scored, key=rank, default=None)
-
-
-def rank(candidate: Candidate) -> tuple[float, float]:
-    """Greater is better, for candidates that were scored."""
-    assert candidate.fitness is not None
-    return candidate.fitness.rank_key
+    return max(scored, key=lambda candidate: candidate.rank, default=None)
 
 
 def _pace(proposed: Sequence[Candidate]) -> Pace | None:
