@@ -17,6 +17,7 @@ from heterosis.evaluation.panel import Split, TaskOutcomes
 from heterosis.evaluation.tasks import Item
 from heterosis.ledger import Proposal, Record
 from heterosis.ledger.record import Measurement
+from heterosis.ledger.rungs import RungRecord
 from heterosis.recipe import Parameters, Recipe
 from heterosis.space import blank_with
 from heterosis.statistics import Objective
@@ -61,7 +62,8 @@ class Session:
     def __init__(self, storage: optuna.storages.InMemoryStorage, exam: Exam, config: AnchorsConfig = CONFIG) -> None:
         self.record, self.said = Record(storage, "study"), list[str]()
         objective = Objective("mean", {"t": TaskShare(1.0, True)})
-        self.anchored = Anchored(exam, SPLIT, self.record, objective, config, ["x", "y"], 0, self.said.append)
+        pieces = RungRecord(storage, "study/rungs")
+        self.anchored = Anchored(exam, SPLIT, self.record, pieces, objective, config, ["x", "y"], 0, self.said.append)
 
     def score(self, weights: np.ndarray) -> list[Measurement]:
         found = []
@@ -117,6 +119,30 @@ def test_an_equal_recipe_is_not_asked_again() -> None:
     again = session.anchored.measure(recipe(float(WEIGHTS[-1])))
     assert len(exam.asked) == asked
     assert (again.scores, again.items) == (first.scores, 0)
+
+
+def test_a_leader_is_asked_all_that_is_not_an_anchor_once_for_all_processes() -> None:
+    exam, storage = Exam(), optuna.storages.InMemoryStorage()
+    Session(storage, exam).score(WEIGHTS)
+    for _ in range(2):
+        session = Session(storage, exam)
+        leader = session.anchored.extend(session.record.candidates[-1])
+        assert leader is not None
+        assert not leader.is_partial
+        assert leader.value == leader.scores["t"] == Exam().measure(leader.proposal.recipe).scores["t"]
+    assert exam.asked[WARM + 8 :] == [ITEMS - CONFIG.count]
+    assert session.record.candidates[-1].is_partial
+
+
+def test_a_leader_that_can_no_longer_be_scored_does_not_lead() -> None:
+    class Broken(Exam):
+        def ask(self, recipe: Recipe, part: Split) -> Measurement:
+            return super().ask(recipe, part)._replace(error="no engine", outcomes={}, scores={})
+
+    storage = optuna.storages.InMemoryStorage()
+    Session(storage, Exam()).score(WEIGHTS)
+    session = Session(storage, Broken())
+    assert session.anchored.extend(session.record.candidates[-1]) is None
 
 
 def test_graded_outcomes_and_too_many_anchors_are_refused() -> None:

@@ -90,6 +90,12 @@ def test_one_that_can_no_longer_be_scored_does_not_lead() -> None:
     assert {candidate.label for candidate in best} == {"c1", "c2"}
 
 
+def test_an_extension_that_adds_nothing_is_an_error_and_no_endless_loop() -> None:
+    search = Search([0.9, 0.5, 0.5], {0})
+    with pytest.raises(AssertionError, match="answers more items"):
+        leaders(search.candidates, SPLIT, OBJECTIVE, 2, lambda candidate: candidate)
+
+
 def test_where_all_are_alike_the_search_for_leaders_ends() -> None:
     search = Search([0.5] * 60, set(range(60)))
     best = leaders(search.candidates, SPLIT, OBJECTIVE, 2, search.extend)

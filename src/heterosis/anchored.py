@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from heterosis.config import AnchorsConfig
 from heterosis.errors import StudyError
 from heterosis.evaluation.panel import Rung, Split, fill
 from heterosis.ledger.record import Candidate, Measurement, Record
+from heterosis.ledger.rungs import RungRecord
 from heterosis.recipe import Recipe
 from heterosis.scoring import PartScorer
 from heterosis.statistics import Objective
@@ -32,15 +34,19 @@ class Anchored:
         scorer: PartScorer,
         split: Split,
         record: Record,
+        pieces: RungRecord,
         objective: Objective,
         config: AnchorsConfig,
         parents: Sequence[str],
         seed: int,
         tell: Callable[[str], None],
     ) -> None:
-        """`parents`: their labels in the record. `tell`: is told how good the estimates are."""
+        """`pieces` keeps what leaders answer later. `parents`: their labels in the record.
+
+        `tell`: is told how good the estimates are.
+        """
         self._scorer, self._split, self._record, self._config = scorer, split, record, config
-        self._objective = objective
+        self._pieces, self._objective = pieces, objective
         self._parents, self._seed, self._tell = list(parents), seed, tell
         self._anchors: dict[str, Anchors] | None = None
         self._part: Rung | None = None
@@ -61,6 +67,26 @@ class Anchored:
         scores = {task: self._estimate(task, outcomes[task].values) for task in self._split.items}
         race = {"place": "anchors", "error": round(self._error(scores), 6)}
         return measured._replace(scores=scores, outcomes=outcomes, race=race)
+
+    def extend(self, candidate: Candidate) -> Candidate | None:
+        """The candidate with the answers to all that is not an anchor, asked now and kept; None if that fails.
+
+        Its trial stays as it is: what an optimizer was told is no longer changed.
+        """
+        asked = {task: np.isnan(table.values) for task, table in candidate.outcomes.items()}
+        rest = self._split.part({task: np.flatnonzero(missing) for task, missing in asked.items()})
+        recipe = candidate.proposal.recipe
+        piece = self._pieces.find(recipe.digest, 0)
+        if piece is None:
+            measured = self._scorer.ask(recipe, rest.split)
+            value = None if measured.error is not None else self._objective.number(measured.scores)
+            piece = self._pieces.add(candidate.label, recipe.digest, 0, measured, value)
+        if piece.error is not None:
+            return None
+        outcomes = fill(candidate.outcomes, rest, piece.outcomes, self._split)
+        scores = self._split.scores(outcomes)
+        fitness = self._objective.judge(scores)
+        return replace(candidate, outcomes=outcomes, scores=scores, fitness=fitness, value=fitness.value)
 
     def _error(self, scores: Mapping[str, float]) -> float:
         """Error of the objective, from the measured ones of the tasks' estimates, taken as independent."""

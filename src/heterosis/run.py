@@ -198,7 +198,7 @@ def _search(
     budget = Budget(config.budget.candidates, config.budget.hours and config.budget.hours * 3600, config.budget.items)
     watcher.begin(prepared, budget, records.search)
     scorer = _scorer(engine, prepared, "search", records.search)
-    generations = _generations(prepared, records, scorer, watcher.stage)
+    generations, extend = _generations(prepared, records, scorer, watcher.stage)
     found = search(
         _stages(prepared, budget), prepared.baselines, scorer, generations, prepared.objective, records.search
     )
@@ -207,7 +207,6 @@ def _search(
         best = spread_out(proposed, config.finalists)
     else:
         watcher.stage("scoring the leaders on all items of the search split")
-        extend = generations.extend if isinstance(generations, Race) else lambda candidate: candidate
         best = leaders(proposed, prepared.panel.splits["search"], prepared.objective, config.finalists, extend)
     return finalists(records.search, found, best), best
 
@@ -238,15 +237,19 @@ def _scorer(engine: LiveEngine, prepared: Prepared, split: SplitName, record: Re
 
 def _generations(
     prepared: Prepared, records: Records, scorer: EngineScorer, tell: Callable[[str], None]
-) -> GenerationScorer:
-    """How the study scores its candidates."""
+) -> tuple[GenerationScorer, Callable[[Candidate], Candidate | None]]:
+    """How the study scores its candidates, and how one that leads on an estimate answers more."""
     policy, anchors, split = prepared.config.race, prepared.config.anchors, prepared.panel.splits["search"]
     if anchors is not None:
         parents, seed = list(prepared.config.parents), prepared.config.seed
-        return OneByOne(Anchored(scorer, split, records.search, prepared.objective, anchors, parents, seed, tell))
+        anchored = Anchored(
+            scorer, split, records.search, records.rungs, prepared.objective, anchors, parents, seed, tell
+        )
+        return OneByOne(anchored), anchored.extend
     if policy is None:
-        return OneByOne(scorer)
-    return Race(scorer, split, prepared.objective, records.search, records.rungs, policy, prepared.config.finalists)
+        return OneByOne(scorer), lambda _: None  # all are complete: nobody asks
+    race = Race(scorer, split, prepared.objective, records.search, records.rungs, policy, prepared.config.finalists)
+    return race, race.extend
 
 
 def _stages(prepared: Prepared, budget: Budget) -> list[Stage]:

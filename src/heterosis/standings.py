@@ -30,7 +30,7 @@ def leaders(
     """The best `count` scored proposals, each on all items.
 
     A race leaves some with few items, and the luckiest of those would lead. So whoever leads without having answered
-    everything answers one more rung (`extend`), and the standings are made again, until all leaders are complete:
+    everything answers more of them (`extend`), and the standings are made again, until all leaders are complete:
     nobody goes on for an estimate, and the lucky fall back after few items. Where all are alike everyone would lead
     once; after `CONTENDERS` for each place no others are let in.
     """
@@ -46,6 +46,7 @@ def leaders(
         for candidate in partial:
             entered.add(candidate.label)
             further = extend(candidate)
+            assert further is None or further.known > candidate.known, "an extended candidate answers more items"
             if further is None:
                 del known[candidate.label]
             else:
