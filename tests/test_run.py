@@ -76,6 +76,12 @@ def test_a_study_races_claims_and_says_how_lucky_its_masks_are(
     masked = [spread for spread in found["mask_seeds"].values() if len(spread["values"]) == 3]
     assert masked
     assert found["contamination"] is not None
+    for row in (row for row in found["table"] if "search" in row):
+        code, out, said = heterosis("show", tmp_path / "runs" / "small", row["label"], "--format", "json")
+        assert code == 0, said
+        shown = json.loads(out)["splits"]["search"]
+        assert shown["items"] == shown["of"] == 32
+        assert shown["objective"] == row["search"]["objective"]
 
 
 def test_stages_go_from_coarse_to_fine_and_a_second_study_starts_warm(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_study import PARENTS, Finished
 
 from heterosis.errors import StudyError
 from heterosis.finals import Evidence
+from heterosis.ledger import Record
+from heterosis.ledger.record import Measurement, Proposal, open_storage, sqlite_url
 from heterosis.stored import open_stored
 
 
@@ -26,6 +30,26 @@ def test_what_is_read_is_what_was_scored(finished: Finished) -> None:
         rows = {row["label"]: row["test"] for row in finished.result["table"] if "test" in row}
         assert {label: evidence.row(label) for label in rows} == rows
     assert (finished.folder / "record.db").read_bytes() == before
+
+
+def test_a_leader_scored_to_the_end_after_its_race_is_shown_so(finished: Finished, tmp_path: Path) -> None:
+    for name in ("record.db", "panel.json", "resolved.yaml", "result.json"):
+        shutil.copy(finished.folder / name, tmp_path)
+    record = Record(open_storage(sqlite_url(tmp_path / "record.db")), "tiny")
+    whole = record.find(finished.result["recipe_digest"])
+    assert whole is not None
+    table = whole.outcomes["choice"]
+    early = table._replace(values=np.where(np.arange(table.values.size) < 4, table.values, np.nan))
+    raced = Measurement({"choice": early.mean()}, {"choice": early}, None, whole.seconds, 4)
+    proposal = Proposal("c99", whole.generation, whole.recipe)  # a trial of a study without genes
+    partial = record.add(proposal, raced, early.mean())
+    record.keep_later([whole, replace(partial, outcomes=whole.outcomes)])
+    assert set(record.later()) == {"c99"}
+    with open_stored(tmp_path) as study:
+        assert study.records["search"].candidates[-1].known == 4
+        found = study.candidates()["c99"]["search"]
+    assert (found.known, found.scores, found.value) == (table.values.size, whole.scores, whole.value)
+    assert found.fitness == whole.fitness
 
 
 def test_a_study_is_found_by_its_file_too(finished: Finished) -> None:

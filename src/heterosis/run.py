@@ -208,6 +208,7 @@ def _search(
     else:
         watcher.stage("scoring the leaders on all items of the search split")
         best = leaders(proposed, prepared.panel.splits["search"], prepared.objective, config.finalists, extend)
+        records.search.keep_later(best)
     return finalists(records.search, found, best), best
 
 

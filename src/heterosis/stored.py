@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from heterosis.config import Study, load_study, read_yaml
 from heterosis.errors import StudyError
-from heterosis.evaluation.panel import SPLITS, SplitName
+from heterosis.evaluation.panel import SPLITS, Outcomes, SplitName
 from heterosis.evaluation.tasks import reported
 from heterosis.ledger.record import Candidate, Record, existing_record, in_memory, open_storage, sqlite_url
 from heterosis.ledger.redact import masked
@@ -72,12 +73,23 @@ class Stored(NamedTuple):
     """What result.json holds, once the study is complete."""
 
     def candidates(self) -> dict[str, dict[SplitName, Candidate]]:
-        """Label -> split -> candidate, in the order in which they were first scored."""
+        """Label -> split -> candidate, in the order in which they were first scored.
+
+        Who led the search on an estimate answered all its items in the end; that is what is known of it here.
+        """
         found: dict[str, dict[SplitName, Candidate]] = {}
         for split in SPLITS:
             for candidate in self.records[split].candidates:
                 found.setdefault(candidate.label, {})[split] = candidate
+        for label, outcomes in self.records["search"].later().items():
+            found[label]["search"] = self._scored_later(found[label]["search"], outcomes)
         return found
+
+    def _scored_later(self, candidate: Candidate, outcomes: Outcomes) -> Candidate:
+        means = {task: table.mean() for task, table in outcomes.items()}
+        scores = {task: float(self.items["search"].tasks[task].score(mean)) for task, mean in means.items()}
+        fitness = self.objective.judge(scores)
+        return replace(candidate, outcomes=outcomes, scores=scores, fitness=fitness, value=fitness.value)
 
 
 @contextmanager

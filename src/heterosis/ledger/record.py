@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ from heterosis.recipe import Recipe
 from heterosis.space import GeneSlot, Genome
 
 FORMAT = 2
+# Note: outcomes of leaders of a search that answered more items after their trials had ended.
+LATER = "scored_later"
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,25 @@ class Record:
         with storing(self.name):
             return self._study.user_attrs.get(key)
 
+    def keep_later(self, candidates: Iterable[Candidate]) -> None:
+        """Keep the outcomes of candidates that answered more items after their trials had ended."""
+        known = {candidate.label: candidate.known for candidate in self.candidates}
+        later = {
+            candidate.label: {task: table.to_json() for task, table in candidate.outcomes.items()}
+            for candidate in candidates
+            if candidate.known > known[candidate.label]
+        }
+        self.note(LATER, later)
+
+    def later(self) -> dict[str, Outcomes]:
+        """Label -> outcomes that were kept with `keep_later`."""
+        return {label: outcomes_from(tables) for label, tables in (self.noted(LATER) or {}).items()}
+
+
+def outcomes_from(tables: Mapping[str, Any]) -> Outcomes:
+    """Outcomes by task, from their JSON."""
+    return {task: TaskOutcomes.from_json(table) for task, table in tables.items()}
+
 
 # What databases say, and what to do about it.
 _REMEDIES = {
@@ -323,7 +344,7 @@ def _candidate(trial: FrozenTrial) -> Candidate:
             genes=trial.params,
             value=None if fitness is None else fitness.value,
             scores=attributes["scores"],
-            outcomes={task: TaskOutcomes.from_json(table) for task, table in outcomes.items()},
+            outcomes=outcomes_from(outcomes),
             weights_digest=attributes["weights_digest"],
             seconds=attributes["seconds"],
             items=attributes["items"],
