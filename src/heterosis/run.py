@@ -17,6 +17,7 @@ from heterosis.check import contamination
 from heterosis.config import load_study
 from heterosis.errors import HeterosisError, InterruptError, RecordError, StudyError
 from heterosis.evaluation.panel import SplitName
+from heterosis.evaluation.samples import write_samples
 from heterosis.evaluation.task_facts import task_facts
 from heterosis.export import export
 from heterosis.files import only_process, write_json, write_text
@@ -33,7 +34,7 @@ from heterosis.publishing import findings
 from heterosis.race import Race
 from heterosis.report import write_report
 from heterosis.results import result as result_of
-from heterosis.scoring import EngineScorer, GenerationScorer, OneByOne
+from heterosis.scoring import EngineScorer, GenerationScorer, Keep, OneByOne
 from heterosis.search import LATER_STEP, Budget, Stage, search
 from heterosis.space import Space, transfer
 from heterosis.standings import leaders
@@ -231,9 +232,11 @@ def _select(
     return choice, front_of(record, labels, prepared.panel.splits["selection"], objective, config.seed)
 
 
-def _scorer(engine: LiveEngine, prepared: Prepared, split: SplitName, record: Record) -> EngineScorer:
+def _scorer(
+    engine: LiveEngine, prepared: Prepared, split: SplitName, record: Record, keep: Keep | None = None
+) -> EngineScorer:
     about = prepared.config.engine
-    return EngineScorer(engine, prepared.panel.splits[split], [record], about.retries, about.deadline)
+    return EngineScorer(engine, prepared.panel.splits[split], [record], about.retries, about.deadline, keep)
 
 
 def _generations(
@@ -308,7 +311,7 @@ def _certify(
         openings = records.test.noted("openings") or []
         records.test.note("openings", [*openings, {"candidates": missing, "searched": len(records.search.proposed)}])
         proposals = [selected[label].proposal for label in missing]
-        scorer = _scorer(engine, prepared, "test", records.test)
+        scorer = _scorer(engine, prepared, "test", records.test, partial(write_samples, prepared.folder))
         score_all(proposals, scorer, prepared.objective, records.test, required=set(wanted))
     extra = {"contamination": records.search.noted("contamination"), "anchors": _anchor_errors(records.search)}
     if front:

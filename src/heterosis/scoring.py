@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from heterosis.errors import CanaryError, CandidateError, EngineError
 from heterosis.evaluation.engine import Engine
 from heterosis.evaluation.panel import Split
+from heterosis.evaluation.samples import Sample
 from heterosis.ledger.record import Measurement, Proposal, Record
 from heterosis.recipe import Recipe
 
 # A candidate may take so many times as long as the longest before it, and never less than this many seconds.
 PATIENCE, SHORTEST_DEADLINE = 10.0, 600.0
+# Takes a recipe's digest and, by task, what its merge was asked and answered.
+Keep = Callable[[str, Mapping[str, list[Sample]]], None]
 
 
 class Scorer(Protocol):
@@ -66,18 +69,20 @@ class EngineScorer:
         records: Sequence[Record],
         retries: int = 0,
         deadline: float | None = None,
+        keep: Keep | None = None,
     ) -> None:
         """`records`: where outcomes of an equal recipe on the same split may already be.
 
         A candidate on which the engine dies, or that fails the canary, is tried again on a fresh engine `retries` times
         before it counts as failed. `deadline`: seconds that one try may take; None: ten times the longest so far, and
-        at least ten minutes, with none for the first.
+        at least ten minutes, with none for the first. `keep` takes what a merge answered, before anything is recorded.
         """
         self._engine = engine
         self._split = split
         self._records = records
         self._retries = retries
         self._deadline = deadline
+        self._keep = keep
         self._longest: float | None = None
         self._clock = time.perf_counter()
 
@@ -108,7 +113,9 @@ class EngineScorer:
         with _deadline(self._engine, self._seconds_allowed()):
             applied = self._engine.apply(recipe)
             ready = time.perf_counter()
-            score = part.score(self._engine)
+            score = part.score(self._engine, samples=self._keep is not None)
+        if self._keep is not None:
+            self._keep(recipe.digest, score.samples)
         self._longest = max(self._longest or 0.0, time.perf_counter() - started)
         swap = ready - started - applied.merge_seconds
         seconds = self._seconds(applied.merge_seconds, swap, score.seconds)

@@ -80,7 +80,7 @@ class Split:
 
     size = 1
 
-    def score(self, _: object) -> Score:
+    def score(self, _: object, samples: bool = False) -> Score:
         raise AssertionError("a rejected candidate was scored")
 
 

@@ -19,6 +19,7 @@ from heterosis.builder import Builder
 from heterosis.errors import CandidateError, TaskError
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood, Sources
 from heterosis.evaluation.panel import SPLITS, Outcomes, Panel, SplitName, TaskOutcomes, deal, fill
+from heterosis.evaluation.samples import Sample
 from heterosis.evaluation.tasks import Item, PanelTask, TaskChoice, read_task_file
 from heterosis.evaluation.transformers_engine import TransformersEngine
 from heterosis.export import export
@@ -368,6 +369,28 @@ def by_lm_eval(name: str, folder: Path, model: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def assert_same_samples(ours: list[Sample], theirs: dict[int, Any]) -> None:
+    """What was asked and answered is what lm-eval keeps; numbers may differ in their last digits."""
+    for sample in ours:
+        whole = theirs[sample["doc_id"]]
+        assert list(sample) == list(whole)
+        for key in ("doc", "filter", "metrics", "doc_hash", "prompt_hash", "target_hash"):
+            assert sample[key] == whole[key]
+        assert sample["target"] == str(whole["target"])
+        asked = [list(request.values()) for request in sample["arguments"].values()]
+        assert asked == [list(arguments) for arguments in whole["arguments"]]
+        for key in ("resps", "filtered_resps"):
+            said, expected = flattened(sample[key]), flattened(whole[key])
+            assert len(said) == len(expected)
+            for one, other in zip(said, expected, strict=True):
+                plain = isinstance(other, str | bool)
+                assert one == str(other) if plain else float(one) == pytest.approx(other, abs=1e-4)
+
+
+def flattened(content: Any) -> list[Any]:
+    return [leaf for each in content for leaf in flattened(each)] if isinstance(content, list | tuple) else [content]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_panel_scores_what_lm_eval_reports(
     name: str, merged: tuple[TransformersEngine, Path], task_folder: Path
@@ -382,7 +405,9 @@ def test_the_panel_scores_what_lm_eval_reports(
         samples = {s["doc_id"]: s for s in theirs["samples"][name] if s["filter"] == filter_}
         everything: list[tuple[float, float]] = []
         for split in panel.splits.values():
-            outcomes = split.score(engine).outcomes[name]
+            score = split.score(engine, samples=True)
+            outcomes = score.outcomes[name]
+            assert_same_samples(score.samples[name], samples)
             assert outcomes.weights.tolist() == [item.weight for item in split.items[name]]
             everything += zip(outcomes.values, outcomes.weights, strict=True)
             for item, value, weight in zip(split.items[name], outcomes.values, outcomes.weights, strict=True):

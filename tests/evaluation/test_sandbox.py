@@ -155,7 +155,7 @@ def test_benchmarks_of_generated_code_are_scored_shut_in_and_only_on_the_flag(
         loaded(name, demo_family)
     task = loaded(name, demo_family, unsafe_code=True)
     item = task.items[:1]
-    assert [task.outcomes(item, [[answer]])[0].value for answer in (right, wrong)] == [1.0, 0.0]
+    assert [task.outcomes(task.judge(item, [[answer]]))[0].value for answer in (right, wrong)] == [1.0, 0.0]
     # Once loaded, lm-eval keeps the module; without the flag it is refused all the same.
     with pytest.raises(TaskError, match=FLAG):
         loaded(name, demo_family)

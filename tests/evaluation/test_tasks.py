@@ -186,9 +186,9 @@ def test_outcomes_are_the_tasks_own_metric(tmp_path: Path, base: Path) -> None:
     task = load_one(tmp_path, write_task(tmp_path, "mine", docs), base)
     right = [[Likelihood(-1.0 if j == doc["gold"] else -9.0, False) for j in range(3)] for doc in docs]
     wrong = [[Likelihood(-9.0 if j == doc["gold"] else -1.0, False) for j in range(3)] for doc in docs]
-    assert [outcome.value for outcome in task.outcomes(task.items, right)] == [1.0] * 6
-    assert [outcome.value for outcome in task.outcomes(task.items, wrong)] == [0.0] * 6
-    assert [outcome.value for outcome in task.outcomes(task.items[2:4], right[2:4])] == [1.0] * 2
+    assert [outcome.value for outcome in task.outcomes(task.judge(task.items, right))] == [1.0] * 6
+    assert [outcome.value for outcome in task.outcomes(task.judge(task.items, wrong))] == [0.0] * 6
+    assert [outcome.value for outcome in task.outcomes(task.judge(task.items[2:4], right[2:4]))] == [1.0] * 2
 
 
 def test_an_empty_text_has_no_weight(tmp_path: Path, base: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_empty_text_has_no_weight(tmp_path: Path, base: Path) -> None:
         "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
     }
     task = load_one(tmp_path, write_task(tmp_path, "mine", [{"text": "w3 w4"}, {"text": ""}], config), base)
-    full, empty = task.outcomes(task.items, [[-6.0], [0.0]])
+    full, empty = task.outcomes(task.judge(task.items, [[-6.0], [0.0]]))
     assert full.weight == 5.0
     assert (empty.value, empty.weight) == (0.0, 0.0)
 
@@ -240,7 +240,7 @@ def test_a_texts_score_is_per_word_or_byte(
         "metric_list": [{"metric": metric, "aggregation": aggregation, "higher_is_better": False}],
     }
     task = load_one(tmp_path, write_task(tmp_path, "mine", [{"text": "w3 w4 w5"}], config), base)
-    (outcome,) = task.outcomes(task.items, [[logprob]])
+    (outcome,) = task.outcomes(task.judge(task.items, [[logprob]]))
     assert task.score(outcome.value) == pytest.approx(score)
     assert outcome.weight == (3.0 if metric == "word_perplexity" else 8.0)
 

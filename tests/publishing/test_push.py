@@ -148,8 +148,11 @@ def test_a_push_sends_the_folder_in_one_commit_and_tells_no_token_and_no_path(
     assert hub.created == {"name": "merge", "organization": "me", "visibility": "private"}
     assert (hub.commits, hub.tokens) == (1, {f"Bearer {TOKEN}"})
     here = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert set(hub.files) == set(here)
-    assert {name for name in here if here[name] != hub.files[name]} == {"mergekit_config.yml", "recipe.yaml"}
+    samples = {name for name in here if name.startswith("lm_eval/samples_")}
+    assert samples
+    assert set(hub.files) == set(here) - samples
+    assert f"stays here: {', '.join(samples)} (benchmark items" in answer.stdout
+    assert {name for name in hub.files if here[name] != hub.files[name]} == {"mergekit_config.yml", "recipe.yaml"}
     assert TOKEN not in answer.stdout + answer.stderr
     family = str(Recipe.load(out / "recipe.yaml").base.model).encode()
     assert [name for name, content in hub.files.items() if family in content or TOKEN.encode() in content] == []
@@ -196,7 +199,7 @@ def test_a_dry_run_lists_what_would_go_and_sends_nothing(
 def test_the_folder_stays_as_it_is(finished: Finished) -> None:
     winner = finished.folder / "winner"
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in winner.rglob("*") if path.is_file()}
-    plan = plan_upload(winner, "me/merge", False)
+    plan = plan_upload(winner, "me/merge", False, samples=True)
     assert set(plan.files) == {path.relative_to(winner).as_posix() for path in before}
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in winner.rglob("*") if path.is_file()} == before
 

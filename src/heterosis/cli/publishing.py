@@ -23,6 +23,9 @@ def export(
     ] = "best",
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Also upload it to the hub, as OWNER/NAME.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    push_samples: Annotated[
+        bool, typer.Option("--push-samples", help="Upload the benchmark's items and the merge's answers too.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Upload nothing; say what would be.")] = False,
     accept_licences: Annotated[
         bool, typer.Option("--accept-licences", help="I have read the models' licences and may publish the merge.")
@@ -36,13 +39,14 @@ def export(
     from heterosis.publishing.push import plan_upload
     from heterosis.publishing.push import push as upload
 
-    if push is None and (private or dry_run):
-        raise StudyError("--private and --dry-run are about an upload. Give --push OWNER/NAME too.")
+    if push is None and (private or dry_run or push_samples):
+        raise StudyError("--private, --push-samples and --dry-run are about an upload. Give --push OWNER/NAME too.")
     exported = export_candidate(study, candidate, out, push=push, accepted=accept_licences, dry=dry_run)
     told: dict[str, Any] = exported._asdict() | {"folder": str(exported.folder)}
     if push is not None:
-        plan = plan_upload(out, push, private)
-        told["upload"] = plan._asdict() | {"bytes": plan.bytes, "page": None if dry_run else upload(out, push, private)}
+        plan = plan_upload(out, push, private, push_samples)
+        page = None if dry_run else upload(out, push, private, push_samples)
+        told["upload"] = plan._asdict() | {"bytes": plan.bytes, "page": page}
     if form is Output.JSON:
         print_json(told)
         return
@@ -58,6 +62,11 @@ def export(
 
 def _show_upload(plan: Upload, page: str | None) -> None:
     kind = "private repository" if plan.private else "public repository"
+    if plan.kept:
+        typer.echo(
+            f"stays here: {', '.join(plan.kept)} (benchmark items in the open end up in training data; "
+            "--push-samples sends them)"
+        )
     if page is not None:
         typer.echo(f"{page}  {len(plan.files)} files, {plan.bytes / 1e6:.1f} MB, {kind}")
         return

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from heterosis.errors import CandidateError, TaskError
 from heterosis.evaluation.canary import pick_probes
 from heterosis.evaluation.engine import Continuation, Engine, Generation, Likelihood, Probe
+from heterosis.evaluation.samples import Sample
 from heterosis.evaluation.tasks import Answer, Item, PanelTask
 from heterosis.evaluation.tokens import Request, RollingWindows
 
@@ -57,6 +58,8 @@ class Score(NamedTuple):
 
     outcomes: Outcomes
     seconds: float
+    samples: Mapping[str, list[Sample]] = {}
+    """By task: what was asked and answered, where that was wanted."""
 
 
 class Scale(Protocol):
@@ -117,19 +120,25 @@ class Split:
         """Number of items."""
         return sum(len(items) for items in self.items.values())
 
-    def score(self, engine: Engine) -> Score:
-        """Ask the engine everything, once per distinct request, and let the tasks judge the answers."""
+    def score(self, engine: Engine, samples: bool = False) -> Score:
+        """Ask the engine everything, once per distinct request, and let the tasks judge the answers.
+
+        `samples`: whether the answers are wanted too.
+        """
         started = time.perf_counter()
         likelihoods = [request for request in self._requests if isinstance(request, Continuation)]
         generations = [request for request in self._requests if isinstance(request, Generation)]
         answers: dict[Continuation | Generation, Likelihood | str] = {}
         answers.update(zip(likelihoods, _finite(engine.likelihoods(likelihoods)), strict=True))
         answers.update(zip(generations, engine.generate(generations), strict=True))
-        outcomes = {
-            name: _stack(self.tasks[name].outcomes(items, [[_answer(r, answers) for r in i.requests] for i in items]))
+        verdicts = {
+            name: self.tasks[name].judge(items, [[_answer(r, answers) for r in i.requests] for i in items])
             for name, items in self.items.items()
         }
-        return Score(outcomes, time.perf_counter() - started)
+        outcomes = {name: _stack(self.tasks[name].outcomes(verdicts[name])) for name in self.items}
+        seconds = time.perf_counter() - started
+        told = {name: self.tasks[name].samples(items, verdicts[name]) for name, items in self.items.items() if samples}
+        return Score(outcomes, seconds, told)
 
     def scores(self, outcomes: Outcomes) -> dict[str, float]:
         """Task scores as lm-eval reports them."""

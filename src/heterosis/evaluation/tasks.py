@@ -17,6 +17,7 @@ import numpy.typing as npt
 from heterosis.errors import TaskError
 from heterosis.evaluation.documents import digest, own_texts, shared_passages, shared_values
 from heterosis.evaluation.engine import Continuation, Generation, Likelihood
+from heterosis.evaluation.samples import Sample, as_sample
 from heterosis.evaluation.sandbox import check_shut_in, code_eval_shut_in
 from heterosis.evaluation.task_files import check_metrics, read_task_file
 from heterosis.evaluation.tokens import Request, RollingWindows, Tokenizer
@@ -49,6 +50,17 @@ class Item(NamedTuple):
 
 
 Answer = Likelihood | str | float
+
+
+class Verdict(NamedTuple):
+    """What a task made of the answers to one item."""
+
+    metrics: dict[str, Any]
+    """Every metric of the task, not only the one that the study is about."""
+    responses: list[list[Any]]
+    """By request: what was answered, as lm-eval hands it to filters."""
+    filtered: list[Any]
+    """By request: what the filter left of it."""
 
 
 class TaskChoice(NamedTuple):
@@ -139,7 +151,8 @@ class PanelTask:
         if self.kind not in WEIGHTED:
             return [1.0] * len(items)
         blank: dict[type, Answer] = {Continuation: Likelihood(0.0, False), Generation: "", RollingWindows: 0.0}
-        return [found.weight for found in self.outcomes(items, [[blank[type(r)] for r in i.requests] for i in items])]
+        verdicts = self.judge(items, [[blank[type(r)] for r in i.requests] for i in items])
+        return [found.weight for found in self.outcomes(verdicts)]
 
     @property
     def version(self) -> Any:
@@ -154,8 +167,8 @@ class PanelTask:
         """Every string in an item's document that is its own: not those that many of the task's documents hold."""
         return self._texts[item.doc_id]
 
-    def outcomes(self, items: Sequence[Item], answers: Sequence[Sequence[Answer]]) -> list[Outcome]:
-        """Score items by the task's own filter and metric. `answers[i][j]` answers `items[i].requests[j]`."""
+    def judge(self, items: Sequence[Item], answers: Sequence[Sequence[Answer]]) -> list[Verdict]:
+        """Put answers to the task's own filter and metrics. `answers[i][j]` answers `items[i].requests[j]`."""
         groups = [self._instances[item.doc_id] for item in items]
         for instances, given in zip(groups, answers, strict=True):
             for instance, answer in zip(instances, given, strict=True):
@@ -164,16 +177,36 @@ class PanelTask:
                 instance.filtered_resps = {}
         with _task_errors(self.name):
             self._filters[self.filter].apply([instance for instances in groups for instance in instances])
-            return [self._outcome(item, group) for item, group in zip(items, groups, strict=True)]
+            return [self._verdict(item, group) for item, group in zip(items, groups, strict=True)]
 
-    def _outcome(self, item: Item, instances: Sequence[Any]) -> Outcome:
+    def _verdict(self, item: Item, instances: Sequence[Any]) -> Verdict:
         filtered = [instance.filtered_resps[self.filter] for instance in instances]
-        results = self._task.process_results(self._docs[item.doc_id], filtered)
-        if self.metric not in results and len(results) == 1:
-            return _as_outcome(self.kind, next(iter(results.values())))  # a function may name its number: pass@1
-        if self.metric not in results:
-            raise TaskError(f"{self.name}: scoring gave {', '.join(results)} but no {self.metric}. Set another metric.")
-        return _as_outcome(self.kind, results[self.metric])
+        metrics = self._task.process_results(self._docs[item.doc_id], filtered)
+        return Verdict(metrics, [instance.resps for instance in instances], filtered)
+
+    def outcomes(self, verdicts: Sequence[Verdict]) -> list[Outcome]:
+        """The items' scores by the study's metric."""
+        with _task_errors(self.name):
+            return [self._outcome(verdict.metrics) for verdict in verdicts]
+
+    def _outcome(self, metrics: Mapping[str, Any]) -> Outcome:
+        if self.metric not in metrics and len(metrics) == 1:
+            return _as_outcome(self.kind, next(iter(metrics.values())))  # a function may name its number: pass@1
+        if self.metric not in metrics:
+            raise TaskError(f"{self.name}: scoring gave {', '.join(metrics)} but no {self.metric}. Set another metric.")
+        return _as_outcome(self.kind, metrics[self.metric])
+
+    def samples(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Sample]:
+        """What lm-eval's `--log_samples` writes of the items, a dict each."""
+        with _task_errors(self.name):
+            return [self._sample(item, verdict) for item, verdict in zip(items, verdicts, strict=True)]
+
+    def _sample(self, item: Item, verdict: Verdict) -> Sample:
+        doc = self._docs[item.doc_id]
+        asked = [instance.args for instance in self._instances[item.doc_id]]
+        target = self._task.doc_to_target(doc)
+        answered, judged = (verdict.responses, verdict.filtered), (self.filter, verdict.metrics)
+        return as_sample(item.doc_id, doc, target, asked, answered, judged)
 
     def score(self, mean: float | npt.NDArray[np.float64]) -> Any:
         """From the weighted mean of outcomes to the number that lm-eval reports; arrays element by element."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from heterosis.errors import StudyError
 from heterosis.evaluation.panel import SPLITS, SplitName, TaskOutcomes
+from heterosis.evaluation.samples import FOLDER as SAMPLES
+from heterosis.evaluation.samples import Sample, read_samples
 from heterosis.finals import VARIANT, Evidence
 from heterosis.ledger.record import Candidate
 from heterosis.standings import standings
@@ -41,6 +43,8 @@ class Findings(NamedTuple):
     """Role of everyone in the tables."""
     outcomes: Mapping[str, TaskOutcomes] | None
     """On the test split, by task; None where it was not scored there."""
+    samples: Mapping[str, list[Sample]]
+    """What it was asked and answered there, of the tasks that the study's folder has it of."""
     proposed: int
     """Candidates that the search proposed."""
     generations: int
@@ -91,6 +95,7 @@ def findings(study: Stored, label: str) -> Findings:
         table,
         {**roles, label: role},
         scored["test"].outcomes if "test" in scored else None,
+        _samples(study, scored["test"]) if "test" in scored else {},
         len(searched.proposed),
         max((candidate.generation for candidate in searched.proposed), default=0),
         len([c for c in study.records["selection"].proposed if VARIANT not in c.label]),
@@ -100,6 +105,22 @@ def findings(study: Stored, label: str) -> Findings:
         result if winner else None,
         result is not None,
     )
+
+
+def _samples(study: Stored, candidate: Candidate) -> dict[str, list[Sample]]:
+    """What the study's folder has; StudyError where it is of other items than the study's."""
+    found = {}
+    for task, documents in study.items["test"].documents.items():
+        samples = read_samples(study.folder, candidate.recipe_digest, task)
+        if samples is None:
+            continue
+        if [sample.get("doc_id") for sample in samples] != documents:
+            raise StudyError(
+                f"{study.folder / SAMPLES}: what {candidate.label} answered of {task} is not of this study's items. "
+                "Remove its folder, and these answers are left out."
+            )
+        found[task] = samples
+    return found
 
 
 def _chosen(study: Stored, label: str) -> str:

@@ -1,13 +1,11 @@
 """Test-split scores as leaderboards take them: lm-eval's result and sample files, and the hub's `.eval_results`.
 
-What the record does not keep (documents, prompts, responses) stands there as null; nothing is made up.
+What a study does not know (when, on which machine) stands there as null; nothing is made up.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,10 @@ import numpy as np
 import yaml
 
 from heterosis.evaluation.panel import TaskOutcomes
+from heterosis.evaluation.samples import file_name, jsonl, task_hash
 from heterosis.files import write_json, write_text
 from heterosis.publishing.findings import Findings
 
-HASHES = (
-    "doc_hash and prompt_hash are the panel's own: the first 16 digits of SHA-256 of the document, and of every token "
-    "that was asked. lm-eval hashes other bytes."
-)
 FEWSHOT_SEED = 1234
 
 
@@ -35,13 +30,12 @@ def write_leaderboard_files(folder: Path, found: Findings, name: str) -> list[st
     written = [f"lm_eval/results_{mark}.json"]
     (folder / "lm_eval").mkdir()
     write_json(folder / written[0], results(found, name))
-    for task in found.tasks:
-        written.append(f"lm_eval/samples_{_file_name(task)}_{mark}.jsonl")
-        lines = [json.dumps(sample, ensure_ascii=False) for sample in samples(found, task)]
-        write_text(folder / written[-1], "\n".join(lines) + "\n")
+    for task, samples in found.samples.items():
+        written.append(f"lm_eval/samples_{file_name(task)}_{mark}.jsonl")
+        write_text(folder / written[-1], jsonl(samples))
     for task, entries in hub_entries(found).items():
         (folder / ".eval_results").mkdir(exist_ok=True)
-        written.append(f".eval_results/{_file_name(task)}.yaml")
+        written.append(f".eval_results/{file_name(task)}.yaml")
         write_text(folder / written[-1], yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000))
     return written
 
@@ -78,10 +72,10 @@ def results(found: Findings, name: str) -> dict[str, Any]:
         "transformers_version": None,
         "lm_eval_version": found.about["version"],
         "upper_git_hash": None,
-        "task_hashes": {},
+        "task_hashes": {task: task_hash(samples) for task, samples in found.samples.items()},
         "model_source": "heterosis",
         "model_name": name,
-        "model_name_sanitized": _file_name(name),
+        "model_name_sanitized": file_name(name),
         "system_instruction": None,
         "system_instruction_sha": None,
         "fewshot_as_multiturn": any(fact.get("chat_template") for fact in facts.values()) if all(facts) else None,
@@ -116,48 +110,8 @@ def _config(found: Findings, name: str) -> dict[str, Any]:
             "weights_digest": found.candidate.weights_digest,
             "recipe_digest": found.candidate.recipe_digest,
             "intervals": found.table["test"][found.label],
-            "hashes": HASHES,
         },
     }
-
-
-def samples(found: Findings, task: str) -> list[dict[str, Any]]:
-    """What lm-eval writes to samples_*.jsonl, a dict per item, with the same keys."""
-    assert found.outcomes is not None
-    kept, table = found.tasks[task], found.outcomes[task]
-    rows = found.panel["splits"]["test"][task]
-    return [
-        {
-            "doc_id": int(doc_id),
-            "doc": None,
-            "target": None,
-            "arguments": None,
-            "resps": None,
-            "filtered_resps": None,
-            "filter": kept.filter,
-            "metrics": [kept.metric],
-            "doc_hash": doc_hash,
-            "prompt_hash": prompt_hash,
-            "target_hash": None,
-            kept.metric: _per_item(kept.kind, value, weight),
-        }
-        for (doc_id, doc_hash, prompt_hash), value, weight in zip(
-            rows, table.values.tolist(), table.weights.tolist(), strict=True
-        )
-    ]
-
-
-def _per_item(kind: str, value: float, weight: float) -> Any:
-    """An outcome as lm-eval's metric gave it for the item."""
-    if math.isnan(value):
-        return None
-    if kind == "perplexity":
-        return -value
-    if kind == "weighted_perplexity":
-        return [-value * weight, weight]
-    if kind == "bits_per_byte":
-        return [-value * weight * math.log(2), weight]
-    return value
 
 
 def _standard_error(kind: str, table: TaskOutcomes) -> float | str:
@@ -189,7 +143,3 @@ def hub_entries(found: Findings) -> dict[str, list[dict[str, Any]]]:
             }
         ]
     return entries
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]", "_", text)

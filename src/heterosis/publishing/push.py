@@ -18,6 +18,8 @@ from heterosis.recipe import Recipe
 # The hub's own rule for names.
 REPO_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?/[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 LONGEST = 96
+# Within a model folder: what was asked and answered.
+SAMPLES = "lm_eval/samples_*.jsonl"
 
 
 class Upload(NamedTuple):
@@ -27,6 +29,8 @@ class Upload(NamedTuple):
     private: bool
     files: dict[str, int]
     """Path in the repository -> bytes."""
+    kept: tuple[str, ...]
+    """Files that stay at home: benchmark items in the open end up in training data."""
 
     @property
     def bytes(self) -> int:
@@ -55,21 +59,25 @@ def check_push(repo: str, licences: Mapping[str, Licence], accepted: bool, dry: 
         )
 
 
-def plan_upload(folder: Path, repo: str, private: bool) -> Upload:
-    """What of a model folder would be sent."""
+def plan_upload(folder: Path, repo: str, private: bool, samples: bool = False) -> Upload:
+    """What of a model folder would be sent. `samples`: also the benchmark's items and the merge's answers."""
     with tempfile.TemporaryDirectory() as scratch:
-        staged = _staged(folder, Path(scratch))
+        staged = _staged(folder, Path(scratch), samples)
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in _files(staged)}
-    return Upload(repo, private, files)
+    here = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    return Upload(repo, private, files, tuple(name for name in here if name not in files))
 
 
-def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload a model folder in one commit; returns the page of the repository. Its token is never shown."""
+def push(folder: Path, repo: str, private: bool, samples: bool = False) -> str:
+    """Upload a model folder in one commit; returns the page of the repository. Its token is never shown.
+
+    `samples` as in `plan_upload`.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=_token(), library_name="heterosis")
     with tempfile.TemporaryDirectory() as scratch:
-        staged = _staged(folder, Path(scratch))
+        staged = _staged(folder, Path(scratch), samples)
         try:
             made = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.model_info(made.repo_id).private:
@@ -104,9 +112,11 @@ def _token() -> Any:
     return get_token()
 
 
-def _staged(folder: Path, scratch: Path) -> Path:
+def _staged(folder: Path, scratch: Path, samples: bool) -> Path:
     """The folder as others may see it: links to its files, and recipes that do not name this machine's folders."""
     for path in _files(folder):
+        if not samples and path.relative_to(folder).match(SAMPLES):
+            continue
         link = scratch / path.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
