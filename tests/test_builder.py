@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heterosis.builder import Builder, open_sources
+from heterosis.builder import Builder
 from heterosis.checkpoints import (
     Checkpoint,
     Family,
@@ -20,7 +20,7 @@ from heterosis.checkpoints import (
     tensor_digest,
     write_checkpoint,
 )
-from heterosis.errors import CheckpointError, RecipeError
+from heterosis.errors import RecipeError
 from heterosis.merge import METHODS, kernel
 from heterosis.recipe import Recipe
 
@@ -273,21 +273,6 @@ def test_a_written_merge_is_the_merge_for_us_and_for_transformers(
     assert all(tensor_digest(loaded[name]) == tensor_digest(tensor) for name, tensor in merged.items())
     if tied:
         assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def test_a_recipe_opens_its_own_sources_relative_to_its_folder(tiny_family, open_tiny, recipe_for) -> None:
-    family = open_tiny()
-    recipe = recipe_for(family, "ties", USUAL)
-    document = json.loads(recipe.model_dump_json().replace(str(tiny_family()) + "/", ""))
-    reopened = open_sources(Recipe.parse(document, "test"), tiny_family())
-    assert merge_digest(reopened, recipe) == merge_digest(family, recipe)
-
-
-def test_a_source_that_is_gone_is_named(open_tiny, recipe_for) -> None:
-    recipe = recipe_for(open_tiny(), "ties", {"a": {}})
-    document = recipe.model_dump() | {"base": {"name": "base", "model": "/no/such/base", "digest": "0"}}
-    with pytest.raises(CheckpointError, match=r"^/no/such/base: no such folder"):
-        open_sources(Recipe.parse(document, "test"))
 
 
 MEMBERS = {"stories260k": ("shakespeare", "gsm8k", "mbpp"), "stories15m": ("sst2", "clinc", "code")}

@@ -199,6 +199,20 @@ def test_any_candidate_is_exported_and_said_to_be_biased(
     assert "model-index" not in (out / "README.md").read_text()
 
 
+def test_a_parent_that_has_moved_is_taken_from_where_it_is_now(
+    finished: Finished, heterosis: Command, tiny_family: FamilyFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_family() / "a", tmp_path / "moved")
+    model = ("--model", f"a={tmp_path / 'moved'}")
+    code, told, _ = heterosis("export", finished.folder, tmp_path / "out", *model)
+    assert code == 0
+    assert finished.result["weights_digest"] in told
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml").parents[0].model == str(tmp_path / "moved")
+    code, told, warned = heterosis("export", finished.folder, tmp_path / "other", "--model", f"a={tiny_family() / 'b'}")
+    assert (code, told) == (2, "")
+    assert "not the weights that were merged" in warned
+
+
 def test_the_best_of_an_unfinished_study_is_the_best_yet(finished: Finished, tmp_path: Path) -> None:
     for name in ("record.db", "panel.json", "resolved.yaml"):
         shutil.copy(finished.folder / name, tmp_path)

@@ -26,6 +26,7 @@ ROOMS = [
     "evidence",
     "inspection",
     "recipe",
+    "sources",
     "wiring",
     "builder",
     "profiles",

@@ -5,17 +5,16 @@ Everything that holds a merged model gets it from here: the engine's worker, the
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from heterosis.checkpoints import Checkpoint, Family, Layout, ModelRef, TensorSource, TensorSpec, open_family, resolve
+from heterosis.checkpoints import Checkpoint, Family, Layout, TensorSource, TensorSpec
 from heterosis.checkpoints.reader import has_vocabulary
 from heterosis.checkpoints.vocabulary import TokenSource, VocabularyPlan, plan_vocabulary
 from heterosis.errors import RecipeError
@@ -24,7 +23,8 @@ from heterosis.merge import METHODS, Kernel, MagnitudeIndex, Method, ParentTerm,
 from heterosis.merge.kernel import trim_key
 from heterosis.merge.magnitude import KEEP_ALL, KEEP_NONE, Threshold, task_vector
 from heterosis.merge.whole import Measured
-from heterosis.recipe import DataSource, Recipe, Source, Terms
+from heterosis.recipe import Recipe, Source, Terms
+from heterosis.sources import data_file
 from heterosis.wiring import Wiring, wire
 
 # Compiling costs ten seconds or more on first use. It pays from about so many parameters on: in a search, and for one
@@ -321,73 +321,3 @@ def _check_weights(method: str, name: str, present: Mapping[str, Terms], normali
         raise RecipeError(f"{method}: the weights for {name} sum to 0, so there is no average. Change one of them.")
     if not normalized and any(t.density < 1 or t.drop > 0 for t in present.values()):
         raise RecipeError(f"{method}: drop needs normalize: true, since a plain sum of weights has no base to drop to.")
-
-
-def located(recipe: Recipe, relative_to: Path) -> Recipe:
-    """The same recipe with full paths where it names folders by relative ones, and its texts pinned by content."""
-
-    def source(given: Source) -> Source:
-        changes: dict[str, Any] = {"model": _full(given.model, relative_to)}
-        if given.adapter is not None:
-            changes["adapter"] = _full(given.adapter, relative_to)
-        return given.model_copy(update=changes)
-
-    def data(given: DataSource) -> DataSource:
-        path = data_file(given, relative_to).resolve()
-        return given.model_copy(update={"path": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()})
-
-    changes: dict[str, Any] = {"base": source(recipe.base), "parents": tuple(map(source, recipe.parents))}
-    if isinstance(recipe.data, dict):
-        changes["data"] = {name: data(each) for name, each in recipe.data.items()}
-    elif recipe.data is not None:
-        changes["data"] = data(recipe.data)
-    return recipe.model_copy(update=changes)
-
-
-def pinned(recipe: Recipe, family: Family) -> Recipe:
-    """The same recipe with the digests of the weights at hand, where it names none."""
-    changes: dict[str, Any] = {
-        "base": recipe.base if recipe.base.digest else recipe.base.model_copy(update={"digest": family.base.digest}),
-        "parents": tuple(
-            source if source.digest else source.model_copy(update={"digest": family.parents[source.name].digest})
-            for source in recipe.parents
-        ),
-    }
-    return recipe.model_copy(update=changes)
-
-
-def _full(model: str, relative_to: Path) -> str:
-    """The full path of a folder; a hub id as it is."""
-    return str((relative_to / model).resolve()) if (relative_to / model).is_dir() else model
-
-
-def data_file(data: DataSource, relative_to: Path | None) -> Path:
-    """Where texts lie; RecipeError where they are not, or are others than the recipe was made with."""
-    path = (relative_to or Path()) / data.path
-    if not path.is_file():
-        raise RecipeError(f"data.path: no file {path}. Name a .txt or .jsonl file.")
-    if data.digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != data.digest:
-        raise RecipeError(f"data: {path} is not the file that the recipe was made with. Give that one.")
-    return path
-
-
-def open_sources(recipe: Recipe, relative_to: Path | None = None, **options: Any) -> Family:
-    """Open the base and parents that a recipe names. Options are those of `open_family`."""
-
-    def folder(source: Source) -> Path:
-        return resolve(ModelRef(source.model, source.revision), relative_to)
-
-    parents = {source.name: folder(source) for source in recipe.parents}
-    adapters = {
-        source.name: resolve(ModelRef(source.adapter, source.adapter_revision), relative_to)
-        for source in recipe.parents
-        if source.adapter is not None
-    }
-    return open_family(
-        folder(recipe.base),
-        parents,
-        adapters=adapters,
-        vocabulary="error" if recipe.vocabulary is None else recipe.vocabulary.source,
-        stacked=recipe.stack is not None,
-        **options,
-    )

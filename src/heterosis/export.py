@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from heterosis.builder import Builder, Plan, open_sources
-from heterosis.checkpoints import Checkpoint, Family, TensorSource, write_checkpoint
+from heterosis.builder import Builder, Plan
+from heterosis.checkpoints import Checkpoint, TensorSource, write_checkpoint
 from heterosis.checkpoints.writer import SHARD_BYTES
 from heterosis.errors import CanaryError, CheckpointError, RecipeError
 from heterosis.files import new_folder, write_json, write_text
@@ -34,6 +34,7 @@ from heterosis.publishing import (
 from heterosis.publishing.prose import standing
 from heterosis.publishing.push import check_push
 from heterosis.recipe import Recipe
+from heterosis.sources import compare_sources, moved, open_sources
 from heterosis.stored import open_stored
 
 # What a folder needs beside its weights, taken from the base as it is.
@@ -217,17 +218,24 @@ def _write_mergekit(recipe: Recipe, names: Sequence[str], work: Path) -> None:
 
 
 def export_candidate(
-    study: Path, label: str, out: Path, *, push: str | None = None, accepted: bool = False, dry: bool = False
+    study: Path,
+    label: str,
+    out: Path,
+    *,
+    models: Mapping[str, str] | None = None,
+    push: str | None = None,
+    accepted: bool = False,
+    dry: bool = False,
 ) -> Exported:
     """Write one of a study's merges to a new folder, with all that the study knows of it.
 
-    `push`: the repository it is meant for, which is looked at before anything is written; `accepted`, `dry`: as in
-    `check_push`.
+    `models`: name of a source -> where it lies, if it has moved. `push`: the repository it is meant for, which is
+    looked at before anything is written; `accepted`, `dry`: as in `check_push`.
     """
     check_new(out)
     with open_stored(study) as stored:
         about = findings(stored, label)
-    recipe = about.candidate.recipe
+    recipe = moved(about.candidate.recipe, models or {}, about.label)
     family = open_sources(recipe, mapped=False)
     folders = {recipe.base.name: family.base.folder, **{name: each.folder for name, each in family.parents.items()}}
     licences = {name: read_licence(folder) for name, folder in folders.items()}
@@ -247,24 +255,3 @@ def check_new(out: Path) -> None:
         raise RecipeError(f"{out} exists already. Give a new folder, or remove it.")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise RecipeError(f"{out}: its parent is no folder that can be written to. Make it first.")
-
-
-def compare_sources(recipe: Recipe, family: Family) -> tuple[str, ...]:
-    """Compare the models at hand with those that the recipe names; returns those it names no digest for.
-
-    RecipeError names every model that is another.
-    """
-    at_hand = {recipe.base.name: family.base.digest}
-    at_hand |= {source.name: family.parents[source.name].digest for source in recipe.parents}
-    wrong, unpinned = [], []
-    for source in (recipe.base, *recipe.parents):
-        if not source.digest:
-            unpinned.append(source.name)
-        elif source.digest != at_hand[source.name]:
-            wrong.append(f"{source.name} at {source.model} is {at_hand[source.name][:12]}, not {source.digest[:12]}")
-    if wrong:
-        raise RecipeError(
-            f"{'; '.join(wrong)}: not the weights that were merged. Give them with --model NAME=FOLDER. "
-            "Nothing was written."
-        )
-    return tuple(unpinned)

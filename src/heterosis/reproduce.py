@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from heterosis.builder import Builder, located, open_sources, pinned
+from heterosis.builder import Builder
 from heterosis.checkpoints import Checkpoint
 from heterosis.config import read_yaml
-from heterosis.errors import CheckpointError, RecipeError, StudyError
-from heterosis.export import check_new, compare_sources, export
+from heterosis.errors import CheckpointError, StudyError
+from heterosis.export import check_new, export
 from heterosis.ledger.provenance import RUN_ID, provenance
 from heterosis.ledger.record import sqlite_url
 from heterosis.publishing import Findings, findings
-from heterosis.recipe import Recipe, Source
+from heterosis.recipe import Recipe
+from heterosis.sources import compare_sources, located, moved, open_sources, pinned
 from heterosis.stored import RESOLVED, open_stored
 
 
@@ -54,7 +55,7 @@ def reproduce(
     """
     check_new(out)
     origin = find_origin(source, tracking)
-    recipe = _moved(origin.recipe, models or {}, origin.name)
+    recipe = moved(origin.recipe, models or {}, origin.name)
     recipe = located(recipe, origin.beside)
     family = open_sources(recipe, origin.beside, mapped=False)
     unpinned = compare_sources(recipe, family)
@@ -114,23 +115,3 @@ def _tracking_uri(given: str) -> str:
     if uri == "none":
         raise StudyError(f"{given}: tracking is none, so it has no lineage. Give STUDY:LABEL instead.")
     return str(uri) if uri else sqlite_url(folder / "lineage.db")
-
-
-def _moved(recipe: Recipe, models: Mapping[str, str], name: str) -> Recipe:
-    """The recipe with some sources looked for elsewhere; their digests stay what they were."""
-    known = [recipe.base.name, *(source.name for source in recipe.parents)]
-    if unknown := sorted(set(models) - set(known)):
-        raise RecipeError(f"--model {unknown[0]}: {name} has no such source; it has {', '.join(known)}.")
-
-    def source(given: Source) -> Source:
-        if given.name not in models:
-            return given
-        where, _, revision = models[given.name].partition("@")
-        local = Path(models[given.name]).is_dir()
-        changes: dict[str, Any] = {
-            "model": str(Path(models[given.name]).resolve()) if local else where,
-            "revision": None if local else revision or None,
-        }
-        return given.model_copy(update=changes)
-
-    return recipe.model_copy(update={"base": source(recipe.base), "parents": tuple(map(source, recipe.parents))})

@@ -117,9 +117,9 @@ def _device(name: str) -> torch.device:
 
 def _open(path: Path, allow_pickle: bool) -> Opened:
     """A recipe of either kind with its models; what plays no part in it is said on standard error."""
-    from heterosis.builder import located, open_sources, pinned
     from heterosis.mergekit import Opened, is_mergekit, open_mergekit, parse
     from heterosis.recipe import Recipe, read_yaml
+    from heterosis.sources import located, open_sources, pinned
 
     content, beside = read_yaml(path), path.resolve().parent
     if not is_mergekit(content):

@@ -13,6 +13,23 @@ if TYPE_CHECKING:
     from heterosis.publishing.push import Upload
 
 
+Moved = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=PLACE", help="A source that has moved: a folder or a hub id.")
+]
+
+
+def _places(given: list[str] | None) -> dict[str, str]:
+    from heterosis.errors import RecipeError
+
+    found = {}
+    for each in given or ():
+        name, equals, place = each.partition("=")
+        if not (name and equals and place):
+            raise RecipeError(f"--model {each}: give NAME=PLACE, a source's name and its folder or hub id.")
+        found[name] = place
+    return found
+
+
 @app.command()
 def export(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file, or a study's folder (runs/NAME).")],
@@ -21,6 +38,7 @@ def export(
         str,
         typer.Option(help="A candidate's label; `winner`, or `best`, which of an unfinished study is the best yet."),
     ] = "best",
+    model: Moved = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Also upload it to the hub, as OWNER/NAME.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     push_samples: Annotated[
@@ -41,7 +59,8 @@ def export(
 
     if push is None and (private or dry_run or push_samples):
         raise StudyError("--private, --push-samples and --dry-run are about an upload. Give --push OWNER/NAME too.")
-    exported = export_candidate(study, candidate, out, push=push, accepted=accept_licences, dry=dry_run)
+    places = _places(model)
+    exported = export_candidate(study, candidate, out, models=places, push=push, accepted=accept_licences, dry=dry_run)
     told: dict[str, Any] = exported._asdict() | {"folder": str(exported.folder)}
     if push is not None:
         plan = plan_upload(out, push, private, push_samples)
@@ -87,23 +106,14 @@ def reproduce(
     tracking: Annotated[
         str | None, typer.Option(help="Where a run is: an MLflow tracking URI, or a study's file or folder.")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PLACE", help="A source that has moved: a folder or a hub id.")
-    ] = None,
+    model: Moved = None,
     form: Form = Output.TABLE,
 ) -> None:
     """Build a merge again from its lineage alone; compare the digests of its sources and of its weights."""
     quieten_libraries()
-    from heterosis.errors import RecipeError
     from heterosis.reproduce import reproduce as build_again
 
-    moved = {}
-    for each in model or ():
-        name, equals, place = each.partition("=")
-        if not (name and equals and place):
-            raise RecipeError(f"--model {each}: give NAME=PLACE, a source's name and its folder or hub id.")
-        moved[name] = place
-    made = build_again(source, out, tracking=tracking, models=moved)
+    made = build_again(source, out, tracking=tracking, models=_places(model))
     if form is Output.JSON:
         print_json(made._asdict() | {"folder": str(made.folder)})
         return
