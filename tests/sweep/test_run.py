@@ -24,6 +24,9 @@ from heterosis.sweep.points import canonical
 from heterosis.watch import Watcher
 from sweep.sweeps import CURVES, RATES, run, write_sweep, written
 
+# MLflow's own queries use a loader option that SQLAlchemy 2.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
 FamilyFolder = Callable[..., Path]
 Command = Callable[..., tuple[int, str, str]]
 
@@ -152,6 +155,63 @@ def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(
     assert len(applied) == len(set(applied))
     mine, theirs = written(path)["sweep.json"], written(ran)["sweep.json"]
     assert mine.replace(str(tmp_path).encode(), b"") == theirs.replace(str(ran.parent).encode(), b"")
+
+
+def test_mlflow_has_a_run_for_each_merge_with_its_place_on_the_curves(
+    tmp_path: Path, tiny_family: FamilyFolder
+) -> None:
+    from mlflow import MlflowClient
+
+    curves = {
+        "DARE": {"method": "dare_linear", "drop": [0.0, 0.5]},
+        "DropOnly": {"method": "dare_linear", "drop": [0.0, 0.5], "rescale": "none"},
+    }
+    section = {"parents": {"a": "choice"}, "curves": curves, "mask_seeds": 2}
+    path = write_sweep(tmp_path, tiny_family(), section, tracking=None)
+    folder = tmp_path / "runs" / "small"
+    for _ in range(2):  # the second finds all of it there
+        run(path, drawn=True)
+        client = MlflowClient(sqlite_url(folder / "lineage.db"))
+        experiment = client.get_experiment_by_name("small")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        (whole,) = [each for each in runs if "mlflow.parentRunId" not in each.data.tags]
+        assert whole.info.status == "FINISHED"
+        assert "answer to their parameters: DARE, DropOnly" in whole.data.tags["mlflow.note.content"]
+        assert {file.path for file in client.list_artifacts(whole.info.run_id)} >= {
+            "sweep.html",
+            "sweep.csv",
+            "figures",
+        }
+        merges = {each.info.run_name: each for each in runs if each is not whole}
+        assert set(merges) == {candidate.label for candidate in _record(folder).candidates}
+        masked = [each for each in merges.values() if each.data.params.get("drop") == "0.5"]
+        assert sorted((each.data.params["curve"], each.data.params["mask"]) for each in masked) == [
+            *(("DARE", "0"), ("DARE", "1"), ("DropOnly", "0"), ("DropOnly", "1"))
+        ]
+        assert merges["a"].data.params | {"method": ""} == {
+            "method": "", "reference": "a", "curve": "DARE, DropOnly", "parents": "a", "mask": "0", "drop": "0.0"
+        }
+        for candidate in _record(folder).candidates:
+            found = merges[candidate.label].data
+            assert found.metrics["search/choice"] == candidate.scores["choice"]
+            assert found.tags["heterosis.origin"] == "sweep"
+
+
+def _record(folder: Path) -> Record:
+    return Record(open_storage(sqlite_url(folder / "record.db")), "small/sweep")
+
+
+def test_a_sweep_goes_on_without_mlflow(tmp_path: Path, tiny_family: FamilyFolder) -> None:
+    section = {"parents": {"a": "choice"}, "curves": {"λ": {"method": "task_arithmetic", "weight": [0.5, 1.0]}}}
+    (tmp_path / "file").touch()
+    path = write_sweep(tmp_path, tiny_family(), section, tracking=f"sqlite:///{tmp_path}/file/lineage.db")
+    told: list[str] = []
+    watcher = Watcher(quiet=True)
+    watcher.warn = told.append  # type: ignore[method-assign]
+    assert len(run(path, watcher)["points"]) == 2
+    assert [each.partition(":")[0] for each in told] == ["lineage"]
+    assert told[0].endswith("The sweep is complete; run the same command to catch up.")
 
 
 def test_a_record_of_other_items_is_refused(ran: Path, tmp_path: Path) -> None:

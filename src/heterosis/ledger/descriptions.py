@@ -14,28 +14,53 @@ LONGEST = 5000
 
 def study_note(name: str, config: Mapping[str, Any], sources: Sequence[Source], panel: Mapping[str, Any]) -> str:
     """The study's run while it runs: what is merged, what is asked."""
-    base, *parents = sources
-    rows = ["| | model | weights |", "|---|---|---|"]
-    for role, source in (("base", base), *(("parent", parent) for parent in parents)):
-        revision = f"@{source.revision}" if source.revision else ""
-        rows.append(f"| {role} {_cell(source.name)} | {_cell(source.model + revision)} | `{source.digest[:16]}` |")
     tasks = ", ".join(f"`{task}`" for task in panel["splits"]["search"])
     sizes = ", ".join(f"{split} {sum(map(len, panel['splits'][split].values()))}" for split in SPLITS)
     lines = [
-        f"**{_cell(name)}** searches how to merge {', '.join(_cell(parent.name) for parent in parents)}"
+        f"**{_cell(name)}** searches how to merge {_names(sources[1:])}"
         + (f" by `{config['method']}`." if config.get("method") else "."),
-        "\n".join(rows),
+        _table_of(sources),
         f"Objective: {config.get('objective', 'mean')} over {tasks}; items: {sizes}.",
         "Each merge is a child run: genes are params, scores are metrics (`search/objective`), its recipe an artifact.",
     ]
     return _bounded(lines)
 
 
-def merge_note(merge: Merge, run_id: str) -> str:
+def sweep_note(name: str, config: Mapping[str, Any], sources: Sequence[Source], panel: Mapping[str, Any]) -> str:
+    """A sweep's run: what varies, what is asked."""
+    tasks = ", ".join(f"`{task}`, {len(items)} items" for task, items in panel["splits"]["search"].items())
+    curves = ", ".join(_cell(curve) for curve in config["sweep"].get("curves") or {})
+    lines = [
+        f"**{_cell(name)}** shows how merges of {_names(sources[1:])} answer to their parameters"
+        + (f": {curves}." if curves else "."),
+        _table_of(sources),
+        f"Scored on {tasks}.",
+        "Each merge is a child run: its place on the curves is params, scores are metrics, its recipe is an artifact.",
+        "The artifact sweep.html has the curves with their errors.",
+    ]
+    return _bounded(lines)
+
+
+def _names(sources: Sequence[Source]) -> str:
+    return ", ".join(_cell(source.name) for source in sources)
+
+
+def _table_of(sources: Sequence[Source]) -> str:
+    """The base and its parents."""
+    base, *parents = sources
+    rows = ["| | model | weights |", "|---|---|---|"]
+    for role, source in (("base", base), *(("parent", parent) for parent in parents)):
+        revision = f"@{source.revision}" if source.revision else ""
+        rows.append(f"| {role} {_cell(source.name)} | {_cell(source.model + revision)} | `{source.digest[:16]}` |")
+    return "\n".join(rows)
+
+
+def merge_note(merge: Merge, run_id: str, kind: str = "study") -> str:
     """A merge's run: what it is, its scores on every split, and how to build it again."""
     first = merge.first
-    parents = ", ".join(_cell(source.name) for source in first.recipe.parents)
+    parents = _names(first.recipe.parents)
     origin = "a baseline" if first.is_baseline else f"generation {first.generation}"
+    origin = "of a sweep" if kind == "sweep" else origin
     lines = [f"**{_cell(first.label)}**, {origin}: `{first.recipe.method}` of {parents}."]
     scored = {split: candidate for split, candidate in merge.by_split.items() if candidate.value is not None}
     lines += [f"Failed on {s}: {_cell(c.error)}" for s, c in merge.by_split.items() if c.error is not None]

@@ -18,13 +18,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import SPLITS
-from heterosis.ledger.descriptions import merge_note, registry_note, result_note, study_note
+from heterosis.ledger.descriptions import merge_note, registry_note, result_note, study_note, sweep_note
 from heterosis.ledger.merges import Key, Merge, Records, merges_of
-from heterosis.ledger.params import flat, mlflow_name
+from heterosis.ledger.params import PARAM_LENGTH, flat, mlflow_name
 from heterosis.ledger.redact import masked
 from heterosis.recipe import Source
 
@@ -47,6 +47,10 @@ class StudyFacts(NamedTuple):
     panel: Mapping[str, Any]
     """`Panel.manifest()`."""
     panel_digest: str
+    kind: Literal["study", "sweep"] = "study"
+    """A sweep searches nothing: it has no best so far, and no winner."""
+    points: Mapping[str, Mapping[str, str]] = {}
+    """Recipe digest -> params of its run that are no genes."""
 
 
 class _Child(NamedTuple):
@@ -92,6 +96,17 @@ class Lineage:
         except BaseException:
             self._there = None  # what did get written is looked up by the next sync
             raise
+
+    def conclude(self, papers: Mapping[str, Path]) -> None:
+        """Say that a sweep has ended, with files to read beside its run: name of the artifact -> file."""
+        assert self._there is not None, "sync first"
+        self._keep(papers, self._there)
+        self._client.set_terminated(self._there.run_id, "FINISHED")
+
+    def _keep(self, papers: Mapping[str, Path], there: _Mirrored) -> None:
+        for name, path in papers.items():
+            folder, _, _ = name.rpartition("/")
+            self._client.log_artifact(there.run_id, str(path), folder or None)
 
     def _sync(self, merges: Mapping[Key, Merge], result: Mapping[str, Any] | None) -> int:
         there = (
@@ -164,7 +179,8 @@ class Lineage:
         else:
             number = experiment.experiment_id
         start = _milliseconds(time.time() - seconds)
-        note = masked(study_note(facts.name, facts.config, (facts.base, *facts.parents), facts.panel))
+        described = study_note if facts.kind == "study" else sweep_note
+        note = masked(described(facts.name, facts.config, (facts.base, *facts.parents), facts.panel))
         tags = {"heterosis.study": facts.name, "heterosis.study_digest": self._digest, "mlflow.note.content": note}
         run_id = client.create_run(number, start, {**SOURCE, **tags}, facts.name).info.run_id
         config = masked(facts.config)
@@ -219,7 +235,7 @@ class Lineage:
         points = [
             Metric("best/objective", merge.best, _end(merge, there), merge.first.number)
             for merge in merges
-            if merge.best is not None and merge.origin == "search"
+            if merge.best is not None and merge.origin == "search" and self._facts.kind == "study"
         ]
         self._client.log_batch(there.run_id, points)
 
@@ -228,7 +244,7 @@ class Lineage:
         from mlflow.entities import LoggedModelOutput
 
         client, first = self._client, merge.first
-        tags = {"mlflow.parentRunId": there.run_id, "heterosis.label": first.label, **SOURCE, **merge.tags()}
+        tags = {"mlflow.parentRunId": there.run_id, "heterosis.label": first.label, **SOURCE, **self._tags(merge)}
         begin, end = there.start + _milliseconds(merge.begin), _end(merge, there)
         run_id = client.create_run(there.experiment, begin, tags, first.label).info.run_id
         client.log_text(run_id, masked(first.recipe.to_yaml()), "recipe.yaml")
@@ -236,10 +252,13 @@ class Lineage:
         if first.value is not None:
             about = {"method": first.recipe.method, "recipe_digest": first.recipe_digest}
             about |= {f"source.{source.name}": source.digest for source in (first.recipe.base, *first.recipe.parents)}
-            model_id = self._add_model(there.experiment, run_id, first.label, "merge", about, merge.tags())
+            model_id = self._add_model(there.experiment, run_id, first.label, "merge", about, self._tags(merge))
             client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
         client.set_terminated(run_id, "FAILED" if first.value is None else "FINISHED", end)
         return self._measure(_Child(run_id, model_id, end, frozenset()), merge, there.sources)
+
+    def _tags(self, merge: Merge) -> dict[str, str]:
+        return merge.tags() | ({"heterosis.origin": "sweep"} if self._facts.kind == "sweep" else {})
 
     def _measure(self, child: _Child, merge: Merge, sources: list[str] | None = None) -> _Child:
         """Write what the child run does not have, and mark it complete. `sources`: it has nothing yet."""
@@ -251,7 +270,9 @@ class Lineage:
             counted = {f"seconds/{phase}": seconds for phase, seconds in first.seconds.items()} | {"items": first.items}
             metrics = [Metric(name, value, child.end, 0) for name, value in counted.items()]
             genes = {mlflow_name(gene): str(value) for gene, value in first.genes.items()}
-            params = [Param(name, value) for name, value in {"method": first.recipe.method, **genes}.items()]
+            points = {mlflow_name(name): v for name, v in self._facts.points.get(first.recipe_digest, {}).items()}
+            all_params = {"method": first.recipe.method, **genes, **points}
+            params = [Param(name, value[:PARAM_LENGTH]) for name, value in all_params.items()]
             tags = {} if child.model_id is None else {"heterosis.model_id": child.model_id}
         missing = [split for split in merge.by_split if split not in child.splits]
         for split in missing:
@@ -268,7 +289,7 @@ class Lineage:
             client.log_batch(child.run_id, params=params)
             params = []
         splits = child.splits | set(missing)
-        tags["mlflow.note.content"] = masked(merge_note(merge, child.run_id))
+        tags["mlflow.note.content"] = masked(merge_note(merge, child.run_id, self._facts.kind))
         tags["heterosis.complete"] = ",".join(split for split in SPLITS if split in splits)
         client.log_batch(child.run_id, metrics, params, [RunTag(key, value) for key, value in tags.items()])
         return child._replace(splits=splits)
@@ -294,9 +315,7 @@ class Lineage:
         winner = {label: (label, recipe) for label, recipe in merges}[result["winner"]]
         self._register(merges[winner], there.children[winner], str(result["verdict"]))
         end = max(child.end for child in there.children.values())
-        for name, path in papers.items():
-            folder, _, _ = name.rpartition("/")
-            self._client.log_artifact(there.run_id, str(path), folder or None)
+        self._keep(papers, there)
         note = masked(result_note(self._facts.name, result, there.experiment, there.children[winner].run_id))
         tags |= {"mlflow.note.content": note, "heterosis.result_digest": digest}
         self._client.set_terminated(there.run_id, "FINISHED")

@@ -13,7 +13,10 @@ from heterosis.errors import StudyError
 from heterosis.merge import METHODS
 
 # Keys of a study file that a sweep reads.
-READ = {"name", "base", "parents", "data", "tasks", "splits", "engine", "dtype", "record", "output", "seed", "sweep"}
+READ = {
+    *("name", "base", "parents", "data", "tasks", "splits", "engine", "dtype"),
+    *("record", "tracking", "output", "seed", "sweep"),
+}
 
 LONGEST_NAME = 60
 

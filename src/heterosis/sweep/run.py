@@ -16,6 +16,7 @@ from heterosis.errors import CandidateError, RecipeError, StudyError
 from heterosis.evaluation.panel import Split
 from heterosis.evaluation.tasks import request_counts
 from heterosis.files import only_process, write_json, write_text
+from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import (
     Candidate,
     Measurement,
@@ -33,6 +34,7 @@ from heterosis.space import GeneSlot
 from heterosis.stored import RESOLVED
 from heterosis.study import Prepared, prepare_as
 from heterosis.sweep.config import SweepStudy, load_sweep
+from heterosis.sweep.lineage import conclude, open_lineage
 from heterosis.sweep.points import Design, Job, design
 from heterosis.sweep.report import Found, report
 from heterosis.sweep.similarity import Texts, check_texts, compare, described, open_records, pending, record_names
@@ -136,6 +138,10 @@ def sweep(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, 
         storage = open_storage(config.record or sqlite_url(folder / "record.db"))
         record = Record(storage, f"{config.name}/sweep", _genes(checked.design))
         record.bind(_identity(prepared))
+        lineage = open_lineage(prepared, checked.design, _identity(prepared))
+        mirror = stack.enter_context(BackgroundMirror(lineage, {"search": record})) if lineage is not None else None
+        if mirror is not None:
+            record.listen(lambda _: mirror.wake())
         compared = open_records(storage, config.name, checked.texts)
         known = {subject: each.candidates for subject, each in compared.items()}
         _tell(planned(checked, record.candidates, known), watcher)
@@ -157,6 +163,8 @@ def sweep(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, 
         result = report(Found(prepared, checked.design, record, compared, checked.texts, config.sweep.mask_seeds))
         write_json(folder / "sweep.json", result)
         write_views(result, folder)
+        if lineage is not None and mirror is not None:
+            conclude(lineage, mirror, folder, watcher)
     return result
 
 
