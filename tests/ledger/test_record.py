@@ -146,6 +146,19 @@ def test_a_bound_record_refuses_another_identity_and_names_what_changed(reopen: 
     assert "\n" not in str(caught.value)
 
 
+def test_another_seed_is_named_before_the_panel_that_follows_from_it(reopen: Reopen) -> None:
+    reopen().bind({"panel": "0abc", "seed": 0})
+    with pytest.raises(RecordError, match=r"^study: seed is 5 now, but the record was made with 0\."):
+        reopen().bind({"panel": "9def", "seed": 5})
+    with pytest.raises(RecordError, match=r"^study: panel is"):
+        reopen().bind({"panel": "9def", "seed": 0})
+
+
+def test_a_database_without_its_driver_says_what_to_install() -> None:
+    with pytest.raises(RecordError, match=r"Install the database's driver, such as psycopg2-binary for PostgreSQL\.$"):
+        open_storage("oracle://nobody@localhost/x")
+
+
 @pytest.mark.parametrize("changed", [{"seed": 0, "engine": "vllm"}, {}])
 def test_a_key_more_or_less_is_another_identity(reopen: Reopen, changed: dict[str, Any]) -> None:
     reopen().bind({"seed": 0})

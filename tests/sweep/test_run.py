@@ -190,7 +190,12 @@ def test_mlflow_has_a_run_for_each_merge_with_its_place_on_the_curves(
             *(("DARE", "0"), ("DARE", "1"), ("DropOnly", "0"), ("DropOnly", "1"))
         ]
         assert merges["a"].data.params | {"method": ""} == {
-            "method": "", "reference": "a", "curve": "DARE, DropOnly", "parents": "a", "mask": "0", "drop": "0.0"
+            "method": "",
+            "reference": "a",
+            "curve": "DARE, DropOnly",
+            "parents": "a",
+            "mask": "0",
+            "drop": "0.0",
         }
         for candidate in _record(folder).candidates:
             found = merges[candidate.label].data

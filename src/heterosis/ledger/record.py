@@ -156,7 +156,8 @@ class Record:
             self.note("format", FORMAT)
             self.note("identity", dict(identity))
             return
-        for key in sorted(set(stored) | set(identity)):
+        # The panel follows from tasks, splits and seed: it is named only where none of these differs.
+        for key in sorted(set(stored) | set(identity), key=lambda key: (key == "panel", key)):
             if stored.get(key) != json.loads(json.dumps(identity.get(key))):
                 raise RecordError(
                     f"{self.name}: {key} is {_brief(identity.get(key))} now, but the record was made with "
@@ -250,6 +251,7 @@ _REMEDIES = {
     r"locked|lock timeout": "Another process holds it: wait for it, or stop it",
     r"read-?only|permission": "Let this user write to it, or give another output",
     r"disk i/o|full|no space|quota": "Make room on the disk, or give another output",
+    r"DB access module": "Install the database's driver, such as psycopg2-binary for PostgreSQL",
     r"malformed|not a database": "The file is damaged: put a backup in its place, or start in another output",
 }
 
