@@ -206,10 +206,16 @@ def test_a_sampler_that_proposes_one_at_a_time_races_against_the_best_so_far() -
 def test_dashboards_see_what_was_stopped_and_how_it_stood_after_each_rung() -> None:
     study = Study()
     record = study.run(Hill(), Budget(12, None, None))
-    trials = optuna.load_study(study_name="study", storage=study.storage).trials
+    opened = optuna.load_study(study_name="study", storage=study.storage)
+    trials = opened.trials
     assert {str(trial.state.name) for trial in trials} == {"COMPLETE", "PRUNED"}
     for candidate in record.proposed:
+        out = candidate.is_partial and candidate.race is not None and candidate.race["place"] == "out"
+        assert str(trials[candidate.number].state.name) == ("PRUNED" if out else "COMPLETE")
         assert list(trials[candidate.number].intermediate_values)[-1] == candidate.items
+    # What led or was clear early counts, though it answered a part of the items: else few trials would.
+    assert any(c.is_partial for c in record.proposed if str(trials[c.number].state.name) == "COMPLETE")
+    assert set(optuna.importance.get_param_importances(opened)) == set(record.proposed[0].genes)
 
 
 def test_a_candidate_that_was_stopped_goes_on_rung_by_rung_and_asks_only_what_is_missing() -> None:

@@ -196,10 +196,15 @@ class Record:
         return next((c for c in self._candidates if c.value is not None and c.recipe_digest == recipe_digest), None)
 
     def add(self, proposal: Proposal, measured: Measurement, fitness: Fitness | float | None) -> Candidate:
-        """Write a candidate: all of it or nothing. One that a race stopped early is a pruned trial."""
+        """Write a candidate: all of it or nothing. One that was out of its race before the end is a pruned trial.
+
+        Who led a race, or was still in it when its generation's ranking was clear, is complete, with an estimate as its
+        value: Optuna leaves pruned trials out of importances, slices and plots of parameters.
+        """
         fitness = Fitness.of(fitness) if isinstance(fitness, float | int) else fitness
         partial = any(np.isnan(table.values).any() for table in measured.outcomes.values())
-        done = TrialState.PRUNED if partial else TrialState.COMPLETE
+        out = partial and measured.race is not None and measured.race["place"] == "out"
+        done = TrialState.PRUNED if out else TrialState.COMPLETE
         trial = create_trial(
             state=done if fitness is not None else TrialState.FAIL,
             values=None if fitness is None else list(fitness.vector),
