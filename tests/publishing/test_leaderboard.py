@@ -128,8 +128,18 @@ def test_a_task_with_a_data_set_on_the_hub_gets_an_entry_that_the_hub_reads(won:
     assert ".eval_results/choice.yaml" in written
     (entry,) = parse_eval_result_entries(parse_yaml((tmp_path / ".eval_results" / "choice.yaml").read_text()))
     assert (entry.dataset_id, entry.task_id) == ("owner/quiz", "hard")
-    assert entry.value == pytest.approx(won.table["test"][won.label]["tasks"]["choice"]["estimate"], abs=1e-6)
-    assert entry.notes == "lm-eval choice, acc, 0-shot, on 7 held-out of 24 items"
+    assert entry.value == pytest.approx(100 * won.table["test"][won.label]["tasks"]["choice"]["estimate"], abs=1e-4)
+    assert entry.notes == "lm-eval choice, acc in percent, 0-shot, on 7 held-out of 24 items"
+
+
+def test_what_is_no_share_is_not_turned_into_percent(won: Findings) -> None:
+    facts = won.about["tasks"]["choice"] | {"dataset": "owner/quiz"}
+    assert won.outcomes is not None
+    counted = {"choice": won.outcomes["choice"]._replace(values=won.outcomes["choice"].values * 3.0)}
+    named = won._replace(about={"version": "0.4.13", "tasks": {"choice": facts}}, outcomes=counted)
+    ((entry,),) = hub_entries(named).values()
+    assert entry["value"] == round(won.table["test"][won.label]["tasks"]["choice"]["estimate"], 4)
+    assert ", acc, 0-shot" in entry["notes"]
 
 
 def test_a_panel_of_an_older_version_leaves_unknown_what_it_does_not_say(finished: Finished, tmp_path: Path) -> None:

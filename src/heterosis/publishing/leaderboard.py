@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
 from heterosis.evaluation.panel import TaskOutcomes
@@ -133,13 +134,20 @@ def hub_entries(found: Findings) -> dict[str, list[dict[str, Any]]]:
         facts: Mapping[str, Any] = found.about["tasks"].get(task, {})
         if not facts.get("dataset"):
             continue
-        count = len(found.outcomes[task].values)
+        answered = found.outcomes[task].values
+        share = _is_share(kept.kind, answered)
         entries[task] = [
             {
                 "dataset": {"id": facts["dataset"], "task_id": facts.get("dataset_config") or "default"},
-                "value": round(scores[task]["estimate"], 6),
-                "notes": f"lm-eval {task}, {kept.metric}, {facts['num_fewshot']}-shot, on {count} held-out of "
-                f"{facts['documents']} items",
+                "value": round(scores[task]["estimate"] * (100.0 if share else 1.0), 4),
+                "notes": f"lm-eval {task}, {kept.metric}{' in percent' if share else ''}, {facts['num_fewshot']}-shot, "
+                f"on {len(answered)} held-out of {facts['documents']} items",
             }
         ]
     return entries
+
+
+def _is_share(kind: str, values: npt.NDArray[np.float64]) -> bool:
+    """Whether a score is a share of what could be reached, such as accuracy: the hub's leaderboards rank percents."""
+    known = values[~np.isnan(values)]
+    return kind in ("mean", "nanmean") and bool(((known >= 0.0) & (known <= 1.0)).all())
