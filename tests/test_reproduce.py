@@ -109,7 +109,7 @@ def tracked(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tup
     facts = StudyFacts("tiny", {}, {}, candidate.recipe.base, candidate.recipe.parents, panel, "d" * 64)
 
     class One:
-        candidates = (candidate,)
+        candidates, later = (candidate,), {}
 
     records: Any = {"search": One()}
     assert search.candidates

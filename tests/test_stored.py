@@ -43,8 +43,9 @@ def test_a_leader_scored_to_the_end_after_its_race_is_shown_so(finished: Finishe
     raced = Measurement({"choice": early.mean()}, {"choice": early}, None, whole.seconds, 4)
     proposal = Proposal("c99", whole.generation, whole.recipe)  # a trial of a study without genes
     partial = record.add(proposal, raced, early.mean())
-    record.keep_later([whole, replace(partial, outcomes=whole.outcomes)])
-    assert set(record.later()) == {"c99"}
+    done = replace(partial, outcomes=whole.outcomes, scores=whole.scores, fitness=whole.fitness, value=whole.value)
+    record.keep_later([whole, done])
+    assert set(record.later) == {"c99"}
     with open_stored(tmp_path) as study:
         assert study.records["search"].candidates[-1].known == 4
         found = study.candidates()["c99"]["search"]
@@ -69,7 +70,7 @@ def test_a_study_under_way_is_what_it_has_recorded(finished: Finished, tmp_path:
     ("without", "said"),
     [
         ("resolved.yaml", "has no resolved.yaml, so it is no study's folder"),
-        ("panel.json", "has no panel.json yet"),
+        ("panel.json", "has no panel.json: .* run the study again"),
         ("record.db", "has no record"),
     ],
 )

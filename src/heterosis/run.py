@@ -78,7 +78,9 @@ def run(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, An
         records = open_records(prepared)
         _write_resolved(prepared)
         lineage = open_lineage(prepared)
-        mirror = stack.enter_context(BackgroundMirror(lineage, records.by_split())) if lineage is not None else None
+        mirror = None
+        if lineage is not None:
+            mirror = stack.enter_context(BackgroundMirror(lineage, records.by_split(), watcher.warn))
         for split, record in records.by_split().items():
             record.listen(partial(watcher.recorded, split))
             if mirror is not None:
@@ -98,8 +100,6 @@ def run(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, An
         if lineage is not None and mirror is not None:
             watcher.stage("writing lineage")
             mirror.finish(result)
-            if mirror.problem is not None:
-                watcher.warn(f"lineage: {mirror.problem}. The study is complete; run the same command to catch up.")
     return result
 
 

@@ -8,7 +8,6 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from heterosis.config import Study, load_study, read_yaml
 from heterosis.errors import StudyError
-from heterosis.evaluation.panel import SPLITS, Outcomes, SplitName
+from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.evaluation.tasks import reported
 from heterosis.ledger.record import Candidate, Record, existing_record, in_memory, open_storage, sqlite_url
 from heterosis.ledger.redact import masked
@@ -81,15 +80,9 @@ class Stored(NamedTuple):
         for split in SPLITS:
             for candidate in self.records[split].candidates:
                 found.setdefault(candidate.label, {})[split] = candidate
-        for label, outcomes in self.records["search"].later().items():
-            found[label]["search"] = self._scored_later(found[label]["search"], outcomes)
+        for label, candidate in self.records["search"].later.items():
+            found[label]["search"] = candidate
         return found
-
-    def _scored_later(self, candidate: Candidate, outcomes: Outcomes) -> Candidate:
-        means = {task: table.mean() for task, table in outcomes.items()}
-        scores = {task: float(self.items["search"].tasks[task].score(mean)) for task, mean in means.items()}
-        fitness = self.objective.judge(scores)
-        return replace(candidate, outcomes=outcomes, scores=scores, fitness=fitness, value=fitness.value)
 
 
 @contextmanager
@@ -140,7 +133,10 @@ def _resolved(folder: Path) -> Study:
 def _panel(folder: Path) -> dict[str, Any]:
     found = _json(folder / PANEL)
     if found is None:
-        raise StudyError(f"{folder}: has no {PANEL} yet. Wait until the study has read its tasks.")
+        raise StudyError(
+            f"{folder}: has no {PANEL}: the study has not read its tasks yet, or the file is gone. "
+            "Wait, or run the study again to have it written anew."
+        )
     if not isinstance(found, dict) or not {"tasks", "splits", "clusters", "weights", "digest"} <= found.keys():
         raise StudyError(f"{folder / PANEL}: another version wrote it. Run the study again with this one.")
     return found
@@ -202,13 +198,16 @@ def _readable(url: str, folder: Path) -> Iterator[str]:
         return
     path = Path(place.partition("?")[0])
     if not path.is_file():
-        raise StudyError(f"{folder} has no record: no file {path}. Give a study that ran.")
+        raise StudyError(f"{folder} has no record: no file {path}. Give a study that ran, or put the file back.")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "record.db"
         try:
             _copy_database(path.resolve(), copy)
         except sqlite3.Error as error:
-            raise StudyError(f"{path} cannot be read as a record ({error}).") from error
+            raise StudyError(
+                f"{path} cannot be read as a record ({error}). Put a backup in its place, or run the study anew in "
+                "another output."
+            ) from error
         yield sqlite_url(copy)
 
 

@@ -141,7 +141,9 @@ def test_a_bound_record_refuses_another_identity_and_names_what_changed(reopen: 
     identity = {"seed": 0, "splits": {"search": 0.5, "test": 0.25}, "parents": ["a", "b"]}
     reopen().bind(identity)
     reopen().bind(identity)
-    with pytest.raises(RecordError, match=r"^study: splits is .*0\.6.* but the record was made with .*0\.5") as caught:
+    with pytest.raises(
+        RecordError, match=r"^study: splits\.search is 0\.6 now, but the record was made with 0\.5\."
+    ) as caught:
         reopen().bind({**identity, "splits": {"search": 0.6, "test": 0.25}})
     assert "\n" not in str(caught.value)
 

@@ -61,10 +61,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file.") from None
+    except IsADirectoryError:
+        raise StudyError(f"{path}: is a folder. Give the file itself.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read ({error}).") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise StudyError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    if content is None:
+        raise StudyError(f"{path}: is empty. `heterosis init` writes a study file to start from.")
     if not isinstance(content, dict):
         raise StudyError(f"{path}: must hold keys and values, not {type(content).__name__}. See `heterosis schema`.")
     return content

@@ -62,7 +62,8 @@ def merge_note(merge: Merge, run_id: str, kind: str = "study") -> str:
     origin = "a baseline" if first.is_baseline else f"generation {first.generation}"
     origin = "of a sweep" if kind == "sweep" else origin
     lines = [f"**{_cell(first.label)}**, {origin}: `{first.recipe.method}` of {parents}."]
-    scored = {split: candidate for split, candidate in merge.by_split.items() if candidate.value is not None}
+    known = merge.by_split | ({} if merge.later is None else {"search": merge.later})
+    scored = {split: candidate for split, candidate in known.items() if candidate.value is not None}
     lines += [f"Failed on {s}: {_cell(c.error)}" for s, c in merge.by_split.items() if c.error is not None]
     if scored:
         tasks = list(next(iter(scored.values())).scores)

@@ -23,9 +23,11 @@ from typing import Any, Literal, NamedTuple
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import SPLITS
 from heterosis.ledger.descriptions import merge_note, registry_note, result_note, study_note, sweep_note
-from heterosis.ledger.merges import Key, Merge, Records, merges_of
-from heterosis.ledger.params import PARAM_LENGTH, flat, mlflow_name
+from heterosis.ledger.merges import LATER, Key, Merge, Records, merges_of
+from heterosis.ledger.params import PARAM_LENGTH, flat, mlflow_name, numbers_of
 from heterosis.ledger.redact import masked
+from heterosis.ledger.results import numbers_told, papers_of
+from heterosis.ledger.server import check_answers
 from heterosis.recipe import Source
 
 CHAMPION = "champion"
@@ -60,7 +62,8 @@ class _Child(NamedTuple):
     model_id: str | None
     end: int
     """Milliseconds; the time of all its metrics, so that writing them twice changes nothing."""
-    splits: frozenset[str]
+    parts: frozenset[str]
+    """What of it is told (`Merge.parts`)."""
 
 
 @dataclass
@@ -122,7 +125,7 @@ class Lineage:
             child = there.children.get(key)
             if child is None:
                 there.children[key] = self._add(merge, there)
-            elif not merge.by_split.keys() <= child.splits:
+            elif not merge.parts <= child.parts:
                 there.children[key] = self._measure(child, merge)
         if result is not None:
             self._conclude(result, merges, there)
@@ -145,8 +148,8 @@ class Lineage:
         children = {}
         for run in self._complete_runs(number, "mlflow.parentRunId", study.info.run_id):
             tags = run.data.tags
-            splits = frozenset(tags["heterosis.complete"].split(","))
-            child = _Child(run.info.run_id, tags.get("heterosis.model_id"), run.info.end_time, splits)
+            parts = frozenset(tags["heterosis.complete"].split(","))
+            child = _Child(run.info.run_id, tags.get("heterosis.model_id"), run.info.end_time, parts)
             children[tags["heterosis.label"], tags["heterosis.recipe_digest"]] = child
         sources, told = json.loads(study.data.tags["heterosis.sources"]), study.data.tags.get("heterosis.result_digest")
         return _Mirrored(number, study.info.run_id, study.info.start_time, sources, children, told)
@@ -269,30 +272,32 @@ class Lineage:
         if sources is not None:
             counted = {f"seconds/{phase}": seconds for phase, seconds in first.seconds.items()} | {"items": first.items}
             metrics = [Metric(name, value, child.end, 0) for name, value in counted.items()]
-            genes = {mlflow_name(gene): str(value) for gene, value in first.genes.items()}
+            genes = {mlflow_name(gene): str(value) for gene, value in (first.genes or numbers_of(first.recipe)).items()}
             points = {mlflow_name(name): v for name, v in self._facts.points.get(first.recipe_digest, {}).items()}
             all_params = {"method": first.recipe.method, **genes, **points}
             params = [Param(name, value[:PARAM_LENGTH]) for name, value in all_params.items()]
             tags = {} if child.model_id is None else {"heterosis.model_id": child.model_id}
-        missing = [split for split in merge.by_split if split not in child.splits]
-        for split in missing:
-            candidate = merge.by_split[split]
+        missing = [split for split in merge.by_split if split not in child.parts]
+        measured = [(split, merge.by_split[split], 0) for split in missing]
+        if merge.later is not None and LATER not in child.parts:
+            measured.append(("search", merge.later, 1))
+            metrics.append(Metric("items", merge.later.known, child.end, 1))
+        for split, candidate, step in measured:
             if candidate.error is not None:
                 tags["heterosis.error"] = f"{split}: {masked(candidate.error)}"
             key = self._dataset_key(split)
             on = {"model_id": child.model_id, "dataset_name": key["name"], "dataset_digest": key["digest"]}
             scores = {} if candidate.value is None else {"objective": candidate.value, **candidate.scores}
-            metrics += [Metric(f"{split}/{mlflow_name(task)}", v, child.end, 0, **on) for task, v in scores.items()]
+            metrics += [Metric(f"{split}/{mlflow_name(task)}", v, child.end, step, **on) for task, v in scores.items()]
         models = [LoggedModelInput(model_id) for model_id in sources or ()]
         client.log_inputs(child.run_id, [self._dataset(split) for split in missing], models)
         if len(params) > PARAMS_PER_REQUEST:  # the request that marks the run complete must be the last one
             client.log_batch(child.run_id, params=params)
             params = []
-        splits = child.splits | set(missing)
         tags["mlflow.note.content"] = masked(merge_note(merge, child.run_id, self._facts.kind))
-        tags["heterosis.complete"] = ",".join(split for split in SPLITS if split in splits)
+        tags["heterosis.complete"] = ",".join(part for part in (*SPLITS, LATER) if part in merge.parts)
         client.log_batch(child.run_id, metrics, params, [RunTag(key, value) for key, value in tags.items()])
-        return child._replace(splits=splits)
+        return child._replace(parts=merge.parts)
 
     def _dataset_key(self, split: str) -> dict[str, str]:
         return {"name": split, "digest": self._facts.panel_digest[:36]}  # what MLflow has room for
@@ -303,13 +308,9 @@ class Lineage:
 
         keys = ("winner", "verdict", "winner_folder", "weights_digest")
         tags = {f"heterosis.{key}": masked(str(result[key])) for key in keys if result.get(key) is not None}
-        claims = {
-            f"heterosis/{against}/{bound}": float(found[bound])
-            for against, found in result["heterosis"].items()
-            for bound in ("estimate", "low", "high")
-        }
-        papers = _papers(result)
-        digest = _digest([tags, claims, {name: _file_digest(path) for name, path in papers.items()}])
+        claims, papers = numbers_told(result), papers_of(result)
+        contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in papers.items()}
+        digest = _digest([tags, claims, contents])
         if there.result == digest:
             return
         winner = {label: (label, recipe) for label, recipe in merges}[result["winner"]]
@@ -351,7 +352,8 @@ class Lineage:
 
 
 def connect(uri: str) -> Any:
-    """A client of our own; MLflow's chatter about tables and URLs is turned off."""
+    """A client of our own; MLflow's chatter about tables and URLs is turned off. RecordError if no server answers."""
+    check_answers(uri)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
@@ -366,20 +368,6 @@ def _end(merge: Merge, there: _Mirrored) -> int:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _papers(result: Mapping[str, Any]) -> dict[str, Path]:
-    """Files of a finished study's folder that are worth reading beside its run, by the artifact's name."""
-    if not result.get("winner_folder"):
-        return {}
-    winner = Path(result["winner_folder"])
-    found = {"report.html": winner.parent / "report.html"}
-    found |= {f"winner/{name}": winner / name for name in ("README.md", "recipe.yaml")}
-    return {name: path for name, path in found.items() if path.is_file()}
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _beside_database(uri: str) -> str | None:

@@ -9,6 +9,7 @@ from heterosis.evaluation.panel import SPLITS, SplitName
 from heterosis.ledger.record import Candidate, Record
 
 Records = Mapping[SplitName, Record]
+LATER = "later"
 Key = tuple[str, str]  # label and recipe digest: what a merge is known by in every split
 
 
@@ -23,6 +24,13 @@ class Merge(NamedTuple):
     """Seconds of scoring that were spent before it."""
     best: float | None
     """Best objective on the search split, up to and including this merge."""
+    later: Candidate | None
+    """What it is on the search split with the items that it answered after its race, if it did."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What there is to tell of it: its splits, and `later`."""
+        return frozenset(self.by_split) | (frozenset() if self.later is None else {LATER})
 
     def tags(self) -> dict[str, str]:
         first, searched = self.first, self.origin == "search"
@@ -41,12 +49,14 @@ def merges_of(records: Records) -> dict[Key, Merge]:
     for split in SPLITS:
         for candidate in records[split].candidates if split in records else ():
             found.setdefault((candidate.label, candidate.recipe_digest), {})[split] = candidate
-    merges = {}
+    merges, later = {}, records["search"].later if "search" in records else {}
     seconds, best = 0.0, None
     for key, by_split in found.items():
         origin, first = next(iter(by_split.items()))
         if origin == "search" and first.value is not None:
             best = first.value if best is None else max(best, first.value)
-        merges[key] = Merge(by_split, origin, first, seconds, best)
+        merges[key] = Merge(
+            by_split, origin, first, seconds, best, later.get(first.label) if origin == "search" else None
+        )
         seconds += first.seconds["total"]
     return merges

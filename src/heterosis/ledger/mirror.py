@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from heterosis.ledger.lineage import Lineage
@@ -20,9 +19,14 @@ class BackgroundMirror:
 
     FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 
-    def __init__(self, lineage: Lineage, records: Records, patience: float = 60.0) -> None:
-        """`patience`: seconds to wait at the end for what is not mirrored yet."""
+    def __init__(self, lineage: Lineage, records: Records, tell: Callable[[str], None], patience: float = 60.0) -> None:
+        """`tell` hears of the first trouble, and of what is left at the end.
+
+        `patience`: seconds to wait at the end for what is not mirrored yet.
+        """
         self.problem: str | None = None
+        self._tell = tell
+        self._told = False
         self._lineage = lineage
         self._records = records
         self._patience = patience
@@ -53,7 +57,8 @@ class BackgroundMirror:
         self._thread.join(self._patience)
         if self._thread.is_alive():
             self.problem = self.problem or f"MLflow did not take everything within {self._patience:g} s"
-            warnings.warn(f"lineage: {self.problem}; the next run or sync catches up.", RuntimeWarning, stacklevel=2)
+        if self.problem is not None:
+            self._tell(f"lineage: {self.problem}. The same command catches up, without scoring anything again.")
 
     def _run(self) -> None:
         delay = self.FIRST_DELAY
@@ -68,5 +73,8 @@ class BackgroundMirror:
             except Exception as error:
                 reason = masked(" ".join(str(error).split()))
                 self.problem = f"{type(error).__name__}: {reason[:300]}"
+                if not self._told and not last:
+                    self._told = True
+                    self._tell(f"lineage: {self.problem}. The work goes on without it, and is mirrored later.")
                 self._closing.wait(delay)
                 delay = min(2 * delay, self.LONGEST_DELAY)

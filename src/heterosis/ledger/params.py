@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from heterosis.recipe import Recipe
+
 PARAM_LENGTH = 500
 
 
@@ -18,6 +20,19 @@ def flat(content: Any, path: str = "") -> dict[str, str]:
     text = str(content)
     bounded = text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"
     return {} if content is None else {mlflow_name(path): bounded}
+
+
+def numbers_of(recipe: Recipe) -> dict[str, str]:
+    """The numbers of a merge that no search moved, named as genes are: PARENT.WHAT.GROUP, and the layer of many."""
+    content = recipe.model_dump(mode="json", exclude_defaults=True).get("parameters", {})
+    return flat(
+        {
+            f"{parent}.{what}.{group}": value
+            for parent, by_group in content.items()
+            for group, numbers in by_group.items()
+            for what, value in {"weight": 1.0, **numbers}.items()
+        }
+    )
 
 
 def mlflow_name(text: str) -> str:

@@ -12,7 +12,8 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heterosis.errors import RecordError
 from heterosis.evaluation.panel import Outcomes, TaskOutcomes, known_items
+from heterosis.ledger.identity import check_same
 from heterosis.ledger.redact import masked
 from heterosis.optimizers.protocol import Fitness
 from heterosis.recipe import Recipe
@@ -156,13 +158,7 @@ class Record:
             self.note("format", FORMAT)
             self.note("identity", dict(identity))
             return
-        # The panel follows from tasks, splits and seed: it is named only where none of these differs.
-        for key in sorted(set(stored) | set(identity), key=lambda key: (key == "panel", key)):
-            if stored.get(key) != json.loads(json.dumps(identity.get(key))):
-                raise RecordError(
-                    f"{self.name}: {key} is {_brief(identity.get(key))} now, but the record was made with "
-                    f"{_brief(stored.get(key))}. Change it back to resume, or give the study another name."
-                )
+        check_same(self.name, stored, json.loads(json.dumps(identity)))
 
     def listen(self, listener: Callable[[Candidate], None]) -> None:
         """Call `listener` with every candidate recorded from now on."""
@@ -213,6 +209,8 @@ class Record:
             intermediate_values=dict(measured.curve),
             user_attrs=_attributes(proposal, measured, fitness),
         )
+        assert trial.datetime_complete is not None
+        trial.datetime_start = trial.datetime_complete - timedelta(seconds=measured.seconds["total"])
         with storing(self.name):
             self._study.add_trial(trial)
             candidate = _candidate(self._study.get_trials(deepcopy=False)[len(self._candidates)])
@@ -232,18 +230,32 @@ class Record:
             return self._study.user_attrs.get(key)
 
     def keep_later(self, candidates: Iterable[Candidate]) -> None:
-        """Keep the outcomes of candidates that answered more items after their trials had ended."""
+        """Keep what candidates scored that answered more items after their trials had ended."""
         known = {candidate.label: candidate.known for candidate in self.candidates}
         later = {
-            candidate.label: {task: table.to_json() for task, table in candidate.outcomes.items()}
+            candidate.label: {
+                "outcomes": {task: table.to_json() for task, table in candidate.outcomes.items()},
+                "scores": dict(candidate.scores),
+                "fitness": list(candidate.fitness),
+            }
             for candidate in candidates
-            if candidate.known > known[candidate.label]
+            if candidate.fitness is not None and candidate.known > known[candidate.label]
         }
         self.note(LATER, later)
 
-    def later(self) -> dict[str, Outcomes]:
-        """Label -> outcomes that were kept with `keep_later`."""
-        return {label: outcomes_from(tables) for label, tables in (self.noted(LATER) or {}).items()}
+    @property
+    def later(self) -> dict[str, Candidate]:
+        """Label -> a candidate that answered more items after its trial had ended (`keep_later`), with all of them."""
+        kept = self.noted(LATER) or {}
+        return {c.label: _finished(c, kept[c.label]) for c in self.candidates if c.label in kept}
+
+
+def _finished(candidate: Candidate, kept: Mapping[str, Any]) -> Candidate:
+    value, vector, violations = kept["fitness"]
+    fitness = Fitness(value, tuple(vector), tuple(violations))
+    return replace(
+        candidate, outcomes=outcomes_from(kept["outcomes"]), scores=kept["scores"], fitness=fitness, value=value
+    )
 
 
 def outcomes_from(tables: Mapping[str, Any]) -> Outcomes:
@@ -364,8 +376,3 @@ def _candidate(trial: FrozenTrial) -> Candidate:
         raise RecordError(
             f"trial {trial.number} has no {error}: not written by heterosis. Use another study name or URL."
         ) from error
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return text if len(text) <= 160 else text[:157] + "…"

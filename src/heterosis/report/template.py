@@ -46,7 +46,7 @@ endif %}</div>
 <td>{{ "%+.4f" | format(claim.estimate) }}<span class="ci">{{ claim | bounds }}</span></td>
 <td>{{ "%.2g" | format(claim.p_better) }}</td><td>{{ "%.2g" | format(claim.p_worse) }}</td>
 <td class="left {{ {"better": "good", "worse": "warn"}.get(claim.word, "") }}">{{ claim.word }}</td>
-<td>{{ claim.smallest_difference | number }}</td></tr>{% endfor %}
+<td>{{ claim.smallest_difference or None | number }}</td></tr>{% endfor %}
 </tbody></table></div>
 <p class="faint">Test split; p-values after Holm. Could show: the true difference that these items would show four
 times

@@ -56,14 +56,13 @@ def conclude(lineage: Lineage, mirror: BackgroundMirror, folder: Path, watcher: 
     """Mirror what is left, and the files that people read. MLflow's troubles are told, and stop nothing."""
     watcher.stage("writing lineage")
     mirror.finish()
-    problem = mirror.problem
-    if problem is None:
-        try:
-            lineage.conclude(_papers(folder))
-        except Exception as error:  # MLflow, its database drivers and HTTP raise types of their own
-            problem = masked(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    if problem is not None:
-        watcher.warn(f"lineage: {problem}. The sweep is complete; run the same command to catch up.")
+    if mirror.problem is not None:
+        return
+    try:
+        lineage.conclude(_papers(folder))
+    except Exception as error:  # MLflow, its database drivers and HTTP raise types of their own
+        problem = masked(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        watcher.warn(f"lineage: {problem}. The sweep is complete; the same command catches up.")
 
 
 def _papers(folder: Path) -> dict[str, Path]:

@@ -139,8 +139,9 @@ def sweep(path: Path, watcher: Watcher, unsafe_code: bool = False) -> dict[str, 
         record = Record(storage, f"{config.name}/sweep", _genes(checked.design))
         record.bind(_identity(prepared))
         lineage = open_lineage(prepared, checked.design, _identity(prepared))
-        mirror = stack.enter_context(BackgroundMirror(lineage, {"search": record})) if lineage is not None else None
-        if mirror is not None:
+        mirror = None
+        if lineage is not None:
+            mirror = stack.enter_context(BackgroundMirror(lineage, {"search": record}, watcher.warn))
             record.listen(lambda _: mirror.wake())
         compared = open_records(storage, config.name, checked.texts)
         known = {subject: each.candidates for subject, each in compared.items()}

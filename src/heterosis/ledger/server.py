@@ -1,0 +1,27 @@
+"""Whether a tracking server is there at all: known in seconds, where MLflow's own retries take minutes."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from urllib.parse import urlsplit
+
+from heterosis.errors import RecordError
+from heterosis.ledger.redact import masked
+
+SECONDS = 5.0
+PORTS = {"http": 80, "https": 443}
+
+
+def check_answers(uri: str) -> None:
+    """RecordError where an HTTP server refuses connections; any other URI, and one behind a proxy, passes."""
+    parts = urlsplit(uri)
+    host = parts.hostname
+    if parts.scheme not in PORTS or host is None:
+        return
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, parts.port or PORTS[parts.scheme]), SECONDS).close()
+    except OSError as error:
+        raise RecordError(f"no MLflow server answers at {masked(uri)} ({error})") from error
