@@ -95,7 +95,7 @@ def test_a_run_of_a_wrong_study_ends_with_that_line(heterosis: Command, tmp_path
     assert stages == [] or (not quiet and stages == ["0:00 reading models and tasks"])
 
 
-@pytest.mark.parametrize("arguments", [("run",), ("walk",), ("run", "a", "b"), ("merge", "r.yaml")])
+@pytest.mark.parametrize("arguments", [("run",), ("walk",), ("run", __file__, "b"), ("merge", "r.yaml")])
 def test_wrong_arguments_are_exit_code_2_without_a_traceback(heterosis: Command, arguments: tuple[str, ...]) -> None:
     code, out, errors = heterosis(*arguments)
     assert (code, out) == (2, "")
@@ -184,7 +184,8 @@ def test_a_run_ends_with_a_result_and_a_winner_that_loads(finished: Finished) ->
     assert not any(notes.values())
     assert AutoTokenizer.from_pretrained(finished.folder / "winner").eos_token == "</s>"
     written = {path.name for path in finished.folder.iterdir()}
-    assert written == {"lock", "panel.json", "record.db", "report.html", "resolved.yaml", "result.json", "winner"}
+    files = {"panel.json", "record.db", "report.html", "resolved.yaml", "result.json"}
+    assert written == files | {"lock", "samples", "winner"}
 
 
 def test_the_winner_holds_the_weights_that_were_scored(finished: Finished) -> None:
@@ -350,3 +351,16 @@ def test_merge_never_overwrites(finished: Finished, heterosis: Command, tmp_path
     assert (code, out) == (2, "")
     assert errors == f"error: {tmp_path / 'there'} exists already. Give a new folder, or remove it.\n"
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run none", "check none", "show none c1", "report none", "export none out"])
+def test_a_study_that_is_not_there_is_told_before_libraries_are_loaded(command: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from heterosis.cli.app import main; from heterosis import cli\n"
+        f"sys.argv = ['heterosis', *{command.split()!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, {'torch', 'optuna', 'lm_eval', 'mlflow'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 set()\n"
+    assert done.stderr.startswith("error: none: no such ")

@@ -15,7 +15,7 @@ import typer
 
 from heterosis import __version__
 from heterosis.cli.completion import studies
-from heterosis.errors import HeterosisError
+from heterosis.errors import HeterosisError, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def existing_file(path: Path) -> Path:
+    """A path that is given and there: told before libraries are loaded, which takes seconds."""
+    if path is not None and not path.exists():  # None while a shell completes
+        raise StudyError(f"{path}: no such file.")
+    return path
+
+
+def existing_study(path: Path) -> Path:
+    """The same of a study's file or a run's folder."""
+    if path is not None and not path.exists():
+        raise StudyError(f"{path}: no such study file or folder. Give a study file, or a run's folder (runs/NAME).")
+    return path
+
+
 StudyPath = Annotated[
     Path,
-    typer.Argument(metavar="STUDY", help="The study file; `heterosis schema` describes it.", autocompletion=studies),
+    typer.Argument(
+        metavar="STUDY",
+        help="The study file; `heterosis schema` describes it.",
+        autocompletion=studies,
+        callback=existing_file,
+    ),
 ]
 Form = Annotated[Output, typer.Option("--format", help="How to print the result: for people or for programs.")]
 UnsafeCode = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heterosis.cli.app import Form, Output, app, errors, output, plain, print_json, quieten_libraries
+from heterosis.cli.app import Form, Output, app, errors, existing_study, output, plain, print_json, quieten_libraries
 
 if TYPE_CHECKING:
     from heterosis.publishing.push import Upload
@@ -32,7 +32,10 @@ def _places(given: list[str] | None) -> dict[str, str]:
 
 @app.command()
 def export(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file, or a study's folder (runs/NAME).")],
+    study: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="A study file, or a study's folder (runs/NAME).", callback=existing_study),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")],
     candidate: Annotated[
         str,

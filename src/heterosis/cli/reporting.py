@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from heterosis.cli.app import app, quieten_libraries
+from heterosis.cli.app import app, existing_study, quieten_libraries
 
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, or the folder of its run.")],
+    study: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="The study file, or the folder of its run.", callback=existing_study),
+    ],
     out: Annotated[Path | None, typer.Option(help="File to write; report.html in the run's folder else.")] = None,
     inspect: Annotated[
         bool | None,

@@ -14,6 +14,7 @@ from heterosis.cli.app import (
     UnsafeCode,
     app,
     errors_on_own_handle,
+    existing_file,
     output,
     plain,
     print_json,
@@ -23,7 +24,9 @@ from heterosis.cli.app import (
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A study file with a `sweep` section.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP", help="A study file with a `sweep` section.", callback=existing_file)
+    ],
     plan: Annotated[bool, typer.Option("--plan", help="Check the file, say what it will score, and stop.")] = False,
     form: Form = Output.TABLE,
     quiet: Quiet = False,

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from heterosis.cli.app import Form, Output, app, output, print_json, quieten_libraries
+from heterosis.cli.app import Form, Output, app, existing_study, output, print_json, quieten_libraries
 from heterosis.cli.completion import candidates, studies
 
 RUNS = Path("runs")
 Target = Annotated[
     Path,
     typer.Argument(
-        metavar="STUDY", help="A study file, or a run's folder (runs/NAME).", autocompletion=studies, show_default=False
+        metavar="STUDY",
+        help="A study file, or a run's folder (runs/NAME).",
+        autocompletion=studies,
+        show_default=False,
+        callback=existing_study,
     ),
 ]
 CANDIDATE = "A label (c12, a parent's or baseline's name), or its part: winner, best, baseline, parent."
