@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from heterosis.errors import HeterosisError
 from heterosis.ledger.lineage import Lineage
 from heterosis.ledger.merges import Records
 from heterosis.ledger.redact import masked
@@ -58,7 +59,11 @@ class BackgroundMirror:
         if self._thread.is_alive():
             self.problem = self.problem or f"MLflow did not take everything within {self._patience:g} s"
         if self.problem is not None:
-            self._tell(f"lineage: {self.problem}. The same command catches up, without scoring anything again.")
+            self._tell(f"lineage: {self._sentence} The same command catches up, without scoring anything again.")
+
+    @property
+    def _sentence(self) -> str:
+        return f"{(self.problem or '').removesuffix('.')}."
 
     def _run(self) -> None:
         delay = self.FIRST_DELAY
@@ -72,9 +77,10 @@ class BackgroundMirror:
                 self.problem, delay = None, self.FIRST_DELAY
             except Exception as error:
                 reason = masked(" ".join(str(error).split()))
-                self.problem = f"{type(error).__name__}: {reason[:300]}"
+                own = isinstance(error, HeterosisError)
+                self.problem = reason.removeprefix("lineage: ") if own else f"{type(error).__name__}: {reason[:300]}"
                 if not self._told and not last:
                     self._told = True
-                    self._tell(f"lineage: {self.problem}. The work goes on without it, and is mirrored later.")
+                    self._tell(f"lineage: {self._sentence} The work goes on without it, and is mirrored later.")
                 self._closing.wait(delay)
                 delay = min(2 * delay, self.LONGEST_DELAY)

@@ -24,4 +24,7 @@ def check_answers(uri: str) -> None:
     try:
         socket.create_connection((host, parts.port or PORTS[parts.scheme]), SECONDS).close()
     except OSError as error:
-        raise RecordError(f"no MLflow server answers at {masked(uri)} ({error})") from error
+        raise RecordError(
+            f"lineage: no MLflow server answers at {masked(uri)} ({error.strerror or error}). Start it, or correct its "
+            "URI."
+        ) from error
