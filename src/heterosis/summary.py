@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,7 +14,7 @@ from rich.table import Table
 
 def show_result(result: Mapping[str, Any], console: Console) -> None:
     """Tables first, the verdict last, then where everything lies."""
-    console.print(result_table(result))
+    console.print(result_table(result, narrow=console.width < 110))
     console.print(task_table(result))
     for line in (*_search_lines(result), *_claim_lines(result), *_warnings(result)):
         console.print(escape(line))
@@ -23,26 +24,31 @@ def show_result(result: Mapping[str, Any], console: Console) -> None:
             console.print(f"  {escape(str(path))}  {escape(what)}", soft_wrap=True, highlight=False)
 
 
-def result_table(result: Mapping[str, Any]) -> Table:
-    """Winner, parents, baselines and finalists on every split."""
-    table = Table(title=f"{result['study']}: objective ({result['objective']}) by split, 95 % intervals over items")
-    table.add_column("candidate")
-    table.add_column("role")
+def result_table(result: Mapping[str, Any], narrow: bool = False) -> Table:
+    """Winner, parents, baselines and finalists on every split; `narrow` puts intervals on lines of their own."""
+    table = Table(
+        title=f"{result['study']}: objective ({result['objective']}) by split, 95 % intervals over items",
+        box=box.SIMPLE_HEAD if narrow else box.HEAVY_HEAD,
+        pad_edge=not narrow,
+    )
+    between = "\n" if narrow else " "
+    table.add_column("candidate", overflow="fold")
+    table.add_column("role", no_wrap=True)
     for split in ("search", "selection", "test"):
-        table.add_column(f"{split} ({result['items'][split]} items)", justify="right")
+        table.add_column(f"{split}{between}({result['items'][split]} items)", justify="right", no_wrap=True)
     for row in result["table"]:
         cells = [
-            _cell(row[split], result["items"][split]) if split in row else ""
+            _cell(row[split], result["items"][split], between) if split in row else ""
             for split in ("search", "selection", "test")
         ]
         table.add_row(row["label"], row["role"], *cells, style="bold" if row["role"] == "winner" else None)
     return table
 
 
-def _cell(scored: Mapping[str, Any], items: int) -> str:
+def _cell(scored: Mapping[str, Any], items: int, between: str) -> str:
     found, known = scored["objective"], scored["items"]
-    few = f" on {known}" if known < items else ""
-    return f"{found['estimate']:.4f} \\[{found['low']:.4f}, {found['high']:.4f}]{few}"
+    few = f"{between}on {known}" if known < items else ""
+    return f"{found['estimate']:.4f}{between}\\[{found['low']:.4f}, {found['high']:.4f}]{few}"
 
 
 def task_table(result: Mapping[str, Any]) -> Table:
@@ -71,7 +77,9 @@ def _search_lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"({spent['rest_share']:.1%} outside merging, swapping and scoring)"
     )
     luck = result["search_optimism"]
-    if luck is not None:
+    if luck is not None and luck["estimate"] <= 0.0:
+        yield f"search split: nothing that the search proposed looked better than {luck['against']}"
+    elif luck is not None:
         yield (
             f"search split: {luck['candidate']} looked {luck['estimate']:+.4f} better than {luck['against']}; "
             f"{luck['optimism']:.4f} of that is being the luckiest of {luck['candidates']}"
@@ -113,7 +121,7 @@ def _warnings(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "report.html", "the report: open it in a browser"
-    yield folder / "winner", "the merged model, its card and its recipe"
+    yield folder / "winner", "the winning model, its card and its recipe"
     yield folder / "result.json", "every number above"
     yield folder / "record.db", f"the search: optuna-dashboard sqlite:///{folder / 'record.db'}"
     yield folder / "lineage.db", f"the lineage: mlflow ui --backend-store-uri sqlite:///{folder / 'lineage.db'}"

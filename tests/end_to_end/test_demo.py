@@ -187,6 +187,14 @@ def test_the_same_study_and_seed_give_the_same_bits(finished: Path, demo_family:
     assert result(tmp_path)["weights_digest"] == result(finished)["weights_digest"]
 
 
+def test_an_option_that_vllm_does_not_have_is_refused_once(demo_family: Path, tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "options": {"max_modl_len": 64}}
+    done = heterosis(tmp_path, "run", str(write_study(tmp_path, demo_family, engine=engine, tracking="none")))
+    assert done.returncode == 2
+    assert "error: engine.options: vLLM has no max_modl_len; did you mean max_model_len?" in done.stderr
+    assert "Starting another engine" not in done.stderr
+
+
 def test_a_changed_study_is_refused_with_the_difference(finished: Path, demo_family: Path) -> None:
     write_study(finished / "changed", demo_family, seed=2, output=str(finished / "runs"))
     done = heterosis(finished, "run", "changed/study.yaml")

@@ -125,6 +125,21 @@ def test_a_parent_is_no_discovery(finished: Finished) -> None:
     assert "It is a parent of the study, which nothing was searched for" in text
 
 
+def test_a_parent_that_won_is_said_to_be_no_merge(finished: Finished) -> None:
+    with open_stored(finished.folder) as study:
+        found = findings(study, "b")
+    paper = about(found)
+    assert paper.copied is not None
+    text = card(paper)
+    assert "This is no merge: its weights are those of **b**, unchanged" in text
+    assert "is a merge" not in text
+    front = front_matter(text)
+    assert front["tags"] == ["heterosis"]
+    assert "base_model_relation" not in front
+    changed = paper._replace(recipe=with_sources(paper.recipe, "owner/base", "owner/a", "owner/b", "owner/c"))
+    assert front_matter(card(changed))["base_model"] == ["owner/b"]
+
+
 def test_the_same_evidence_gives_the_same_bytes(finished: Finished, won: Findings) -> None:
     with open_stored(finished.folder) as study:
         assert card(about(findings(study, won.label))) == card(about(won))

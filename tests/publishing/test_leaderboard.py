@@ -15,7 +15,7 @@ from heterosis.errors import StudyError
 from heterosis.evaluation.samples import task_hash
 from heterosis.files import parse_yaml
 from heterosis.publishing import Findings, findings
-from heterosis.publishing.leaderboard import hub_entries, results, write_leaderboard_files
+from heterosis.publishing.leaderboard import TOKENIZER_FACTS, hub_entries, results, write_leaderboard_files
 from heterosis.stored import open_stored
 
 
@@ -51,7 +51,16 @@ def by_lm_eval(
 
 
 # What simple_evaluate adds to what evaluate returns (lm-eval 0.4.13).
-ADDED = {"config", "git_hash", "date", "pretty_env_info", "transformers_version", "lm_eval_version", "upper_git_hash"}
+ADDED = {
+    *TOKENIZER_FACTS,
+    "config",
+    "git_hash",
+    "date",
+    "pretty_env_info",
+    "transformers_version",
+    "lm_eval_version",
+    "upper_git_hash",
+}
 
 
 def test_results_have_the_keys_of_lm_eval(

@@ -111,7 +111,7 @@ def test_every_study_of_a_folder_has_its_line(finished: Finished, tmp_path: Path
     assert (half.stage, whole.stage) == ("searching", "complete")
     text = printed(show_statuses, [half, odd, whole])
     assert "unreadable: " in text
-    assert "has no panel.json yet" in " ".join(text.split())
+    assert "has no panel.json: the study has not read its tasks yet" in " ".join(text.split())
 
 
 def test_without_a_study_it_says_how_to_begin(tmp_path: Path) -> None:

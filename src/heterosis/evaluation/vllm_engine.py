@@ -7,13 +7,16 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from heterosis.builder import Builder
 from heterosis.checkpoints import Family, open_family
 from heterosis.checkpoints.weights import read_json
-from heterosis.errors import CanaryError, CandidateError, EngineError
+from heterosis.errors import CanaryError, CandidateError, EngineError, StudyError
 from heterosis.evaluation.canary import REFERENCE_BYTES, cache_prompt, compare
 from heterosis.evaluation.engine import (
     Applied,
@@ -275,8 +278,12 @@ def _check_head_size(config: Mapping[str, Any]) -> None:
 
 def _start(base: Path, options: Mapping[str, Any], log: Path | None) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from vllm import LLM
+    from vllm import LLM, EngineArgs
 
+    known = {field.name for field in fields(EngineArgs)} | signature(LLM).parameters.keys()
+    for name in options.keys() - known:  # no other engine would take it either
+        near = get_close_matches(name, known, 1)
+        raise StudyError(f"engine.options: vLLM has no {name}{f'; did you mean {near[0]}?' if near else '.'}")
     try:
         with owning():
             return LLM(model=str(base), worker_extension_cls=WORKER, enable_prefix_caching=True, **options)

@@ -53,7 +53,8 @@ def merges_of(records: Records) -> dict[Key, Merge]:
     seconds, best = 0.0, None
     for key, by_split in found.items():
         origin, first = next(iter(by_split.items()))
-        if origin == "search" and first.value is not None:
+        raced = first.race is not None and first.is_partial  # its value is an estimate from a few items
+        if origin == "search" and first.value is not None and not raced:
             best = first.value if best is None else max(best, first.value)
         merges[key] = Merge(
             by_split, origin, first, seconds, best, later.get(first.label) if origin == "search" else None

@@ -13,7 +13,7 @@ from heterosis.publishing.findings import Findings
 from heterosis.publishing.licences import Assessment, Licence, assess
 from heterosis.publishing.markdown import escaped
 from heterosis.publishing.sources import hub_id, name_of, shareable, shown
-from heterosis.recipe import Recipe
+from heterosis.recipe import Recipe, Source
 
 
 class About(NamedTuple):
@@ -31,6 +31,11 @@ class About(NamedTuple):
         """What the merge is called."""
         found = self.findings
         return f"{found.study}-{found.label}" if found is not None else f"{self.recipe.method}-merge"
+
+    @property
+    def copied(self) -> Source | None:
+        """The model whose weights these are, unchanged: a study may find that none of its merges is better."""
+        return next((s for s in (self.recipe.base, *self.recipe.parents) if s.digest == self.weights_digest), None)
 
 
 def card(about: About) -> str:
@@ -59,6 +64,10 @@ def _front(about: About, assessment: Assessment) -> dict[str, Any]:
     if hub:
         front |= {"base_model": hub, "base_model_relation": "merge"}
     front["tags"] = ["merge", "mergekit", "heterosis", recipe.method.replace("_", "-")]
+    if about.copied is not None:
+        front.pop("base_model_relation", None)
+        front["tags"] = ["heterosis"]
+        front |= {"base_model": [hub_id(about.copied)]} if hub_id(about.copied) is not None else {}
     front |= assessment.front
     if about.findings is not None and "test" in about.findings.answered:
         front["model-index"] = [{"name": about.name, "results": list(_model_index(about.findings))}]
@@ -102,6 +111,11 @@ def _intro(about: About) -> str:
     rest = "Configuration and tokenizer are the base's"
     if recipe.vocabulary is not None:
         rest = "The configuration is the base's; the vocabularies were aligned"
+    if about.copied is not None:
+        return (
+            f"This is no merge: its weights are those of **{escaped(about.copied.name)}**, unchanged, one of the "
+            f"models below, which were to be merged with Heterosis. {rest}."
+        )
     return (
         f"This model is a merge, made without training, of {parents} by `{recipe.method}`; it was {how} with "
         f"Heterosis. {rest}."
@@ -131,6 +145,7 @@ def _recipe(about: About) -> str:
         "[recipe.yaml](recipe.yaml) holds every parameter. With the models above it gives these weights again, bit for "
         "bit, and proves that it did:\n\n"
         "```sh\nheterosis reproduce recipe.yaml OUT\n```\n\n"
+        "Models that lie elsewhere than it says are named with `--model NAME=PLACE`.\n\n"
         f"Digest of the weights: `{about.weights_digest}`\n\n"
         f"<details><summary>recipe.yaml</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>"
     )

@@ -20,6 +20,13 @@ from heterosis.files import write_json, write_text
 from heterosis.publishing.findings import Findings
 
 FEWSHOT_SEED = 1234
+TOKENIZER_FACTS = (
+    "tokenizer_pad_token",
+    "tokenizer_eos_token",
+    "tokenizer_bos_token",
+    "eot_token_id",
+    "max_length",
+)
 
 
 def write_leaderboard_files(folder: Path, found: Findings, name: str) -> list[str]:
@@ -83,6 +90,7 @@ def results(found: Findings, name: str) -> dict[str, Any]:
         "chat_template": None,
         "chat_template_sha": None,
         "total_evaluation_time_seconds": None,
+        **dict.fromkeys(TOKENIZER_FACTS),
     }
 
 
@@ -90,7 +98,8 @@ def _config(found: Findings, name: str) -> dict[str, Any]:
     """How it was asked. Keys of lm-eval's that have no meaning here are null; `heterosis` says what only we know."""
     return {
         "model": found.engine,
-        "model_args": f"pretrained={name}",
+        "model_args": {"pretrained": name},
+        **dict.fromkeys(("model_num_parameters", "model_dtype", "model_revision", "model_sha")),
         "batch_size": None,
         "batch_sizes": [],
         "device": None,

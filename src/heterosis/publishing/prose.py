@@ -120,7 +120,7 @@ def choice(found: Findings) -> list[str]:
         )
     lines.append(f"- {_opened(found.openings)}")
     luck = found.result["search_optimism"] if found.result is not None else None
-    if luck is not None:
+    if luck is not None and luck["estimate"] > 0.0:
         lines.append(
             f"- On the search split the best of {luck['candidates']} looked {luck['estimate']:+.4f} better than the "
             f"best parent; {luck['optimism']:.4f} of that is the luck of being picked."

@@ -166,6 +166,8 @@ def _about_luck(view: View) -> Iterator[Advice]:
         )
         return
     luck = result["search_optimism"]
+    if luck is not None and luck["estimate"] <= 0.0:
+        luck = None
     if luck is not None:
         yield Advice(
             "note",
