@@ -106,3 +106,9 @@ def test_errors_are_those_of_a_run(checked: Any, tmp_path: Path, tiny_family: Fa
     (tmp_path / "odd" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"a: model\.safetensors is not a readable safetensors file"):
         checked(parents={"a": "odd"})
+
+
+def test_a_tracking_server_that_is_down_is_warned_of(checked: Any) -> None:
+    found = checked(tracking="http://me:secret@127.0.0.1:9")["warnings"]
+    (warning,) = [each for each in found if each.startswith("lineage: ")]
+    assert "no MLflow server answers at http://***@127.0.0.1:9 (Connection refused)" in warning

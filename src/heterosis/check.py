@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from heterosis.checkpoints import Family
-from heterosis.errors import StudyError
+from heterosis.errors import RecordError, StudyError
 from heterosis.evaluation.contamination import found_in, near_duplicates
 from heterosis.evaluation.panel import SPLITS
 from heterosis.evaluation.tasks import request_counts
+from heterosis.ledger.server import check_answers
 from heterosis.study import Prepared, prepare
 
 GIB = 1 << 30
@@ -121,6 +122,10 @@ def _warnings(prepared: Prepared) -> list[str]:
         found.append(
             f"CMA-ES with {genes} genes hardly adapts within {budget} candidates; fewer depth knots usually find more"
         )
+    try:
+        check_answers(prepared.config.tracking or "")
+    except RecordError as error:
+        found.append(f"{error} The study runs without it; `heterosis sync` catches up")
     small = [split for split in SPLITS if prepared.panel.splits[split].size < 100]
     if small:
         found.append(f"{' and '.join(small)}: under 100 items, so only differences of over 10 points can show")

@@ -187,7 +187,8 @@ def _open(config: Study, beside: Path) -> Family:
         if parent.digest == family.base.digest:
             raise StudyError(f"parents.{name}: its weights are the base's own. Drop it, or give the fine-tune.")
         if digests[parent.digest] > 1:
-            raise StudyError(f"parents.{name}: another parent has the same weights. Drop one of them.")
+            twin = next(n for n, other in family.parents.items() if n != name and other.digest == parent.digest)
+            raise StudyError(f"parents.{name}: {twin} has the same weights. Drop one of them.")
     return family
 
 

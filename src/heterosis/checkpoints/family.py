@@ -206,7 +206,8 @@ def _shapes(base: Checkpoint, parent: TensorSource, aligned: bool) -> tuple[str,
         remedy = (
             ", or set vocabulary: base or union, which align the rows" if by_rows and ours[1:] == theirs[1:] else ""
         )
-        return f"has a {fault}", f"{fault}. Drop this parent{remedy}."
+        shape = f"has {tensor_name} of shape {list(theirs)}, the base of {list(ours)}"
+        return shape, f"{fault}. Drop this parent{remedy}."
     return None
 
 

@@ -294,21 +294,26 @@ def _start(base: Path, options: Mapping[str, Any], log: Path | None) -> Any:
 
 @contextlib.contextmanager
 def _output_to(log: Path | None) -> Iterator[None]:
-    """Send this process's output and that of the processes it starts to a file; the children keep it."""
+    """Send this process's output and that of the processes it starts to a file; the children keep it.
+
+    vLLM's log writes to whatever sys.stdout is when it is imported: a live view may have put something else there.
+    """
     if log is None:
         yield
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
+    kept, streams = (os.dup(1), os.dup(2)), (sys.stdout, sys.stderr)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
         for number, copy in enumerate(kept, start=1):
             os.dup2(copy, number)
             os.close(copy)
