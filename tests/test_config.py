@@ -58,6 +58,7 @@ def test_the_resolved_study_reads_back_as_itself(tmp_path: Path) -> None:
         ({"parents": {}}, "parents: Dictionary should have at least 1 item"),
         ({"parents": {"base": "x"}}, "'base' cannot name a parent"),
         ({"splits": {"search": float("nan")}}, "splits.search"),
+        ({"splits": {"search": 0.9, "selection": 0.5}}, "splits: its fractions sum to 1.7"),
         ({"racing": {"rungs": [0.5, 0.25, 1]}}, "racing.rungs: rungs must grow and end in 1"),
         ({"racing": {"rung": [1]}}, "racing.rung: unknown key; did you mean rungs?"),
         ({"racing": {}, "anchors": {}}, "anchors and racing both choose the items"),

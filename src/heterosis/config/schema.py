@@ -88,6 +88,13 @@ class SplitsConfig(Config):
     test: Annotated[float, Field(gt=0)] = 0.3
     """Items opened once, at the end, for the claim."""
 
+    @model_validator(mode="after")
+    def _whole(self) -> SplitsConfig:
+        fractions = sum(size for size in (self.search, self.selection, self.test) if size < 1)
+        if fractions > 1 + 1e-9:
+            raise ValueError(f"its fractions sum to {fractions:g}; they are shares of a task's items, at most 1 in all")
+        return self
+
 
 class OptimizerConfig(Config):
     """Who proposes candidates."""
