@@ -46,6 +46,7 @@ def test_a_leader_scored_to_the_end_after_its_race_is_shown_so(finished: Finishe
     done = replace(partial, outcomes=whole.outcomes, scores=whole.scores, fitness=whole.fitness, value=whole.value)
     record.keep_later([whole, done])
     assert set(record.later) == {"c99"}
+    record.note("scored_later", {"c99": {"choice": {"values": [1.0]}}})  # of an earlier version, which kept less
     with open_stored(tmp_path) as study:
         assert study.records["search"].candidates[-1].known == 4
         found = study.candidates()["c99"]["search"]

@@ -35,7 +35,7 @@ from heterosis.space import GeneSlot, Genome
 
 FORMAT = 2
 # Note: outcomes of leaders of a search that answered more items after their trials had ended.
-LATER = "scored_later"
+LATER = "scored_in_full"
 
 
 @dataclass(frozen=True)
