@@ -108,6 +108,11 @@ def test_errors_are_those_of_a_run(checked: Any, tmp_path: Path, tiny_family: Fa
         checked(parents={"a": "odd"})
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[127.0.0.1"])
+def test_a_tracking_uri_that_is_none_is_warned_of(checked: Any, uri: str) -> None:
+    assert any(each.startswith(f"lineage: {uri} is no address") for each in checked(tracking=uri)["warnings"])
+
+
 def test_a_tracking_server_that_is_down_is_warned_of(checked: Any) -> None:
     found = checked(tracking="http://me:secret@127.0.0.1:9")["warnings"]
     (warning,) = [each for each in found if each.startswith("lineage: ")]

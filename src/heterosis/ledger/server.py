@@ -15,14 +15,17 @@ PORTS = {"http": 80, "https": 443}
 
 def check_answers(uri: str) -> None:
     """RecordError where an HTTP server refuses connections; any other URI, and one behind a proxy, passes."""
-    parts = urlsplit(uri)
-    host = parts.hostname
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise RecordError(f"lineage: {masked(uri)} is no address of a server ({error}). Correct it.") from error
     if parts.scheme not in PORTS or host is None:
         return
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return
     try:
-        socket.create_connection((host, parts.port or PORTS[parts.scheme]), SECONDS).close()
+        socket.create_connection((host, port or PORTS[parts.scheme]), SECONDS).close()
     except OSError as error:
         raise RecordError(
             f"lineage: no MLflow server answers at {masked(uri)} ({error.strerror or error}). Start it, or correct its "
