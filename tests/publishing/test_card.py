@@ -138,6 +138,8 @@ def test_a_parent_that_won_is_said_to_be_no_merge(finished: Finished) -> None:
     assert "base_model_relation" not in front
     changed = paper._replace(recipe=with_sources(paper.recipe, "owner/base", "owner/a", "owner/b", "owner/c"))
     assert front_matter(card(changed))["base_model"] == ["owner/b"]
+    local = paper._replace(recipe=with_sources(paper.recipe, "owner/base", "owner/a", "/models/b", "owner/c"))
+    assert "base_model" not in front_matter(card(local))
 
 
 def test_the_same_evidence_gives_the_same_bytes(finished: Finished, won: Findings) -> None:

@@ -58,16 +58,14 @@ def card(about: About) -> str:
 
 
 def _front(about: About, assessment: Assessment) -> dict[str, Any]:
-    recipe = about.recipe
-    hub = list(dict.fromkeys(found for s in (recipe.base, *recipe.parents) if (found := hub_id(s)) is not None))
+    recipe, copied = about.recipe, about.copied
+    origins = (recipe.base, *recipe.parents) if copied is None else (copied,)
+    hub = list(dict.fromkeys(found for s in origins if (found := hub_id(s)) is not None))
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if hub:
-        front |= {"base_model": hub, "base_model_relation": "merge"}
-    front["tags"] = ["merge", "mergekit", "heterosis", recipe.method.replace("_", "-")]
-    if about.copied is not None:
-        front.pop("base_model_relation", None)
-        front["tags"] = ["heterosis"]
-        front |= {"base_model": [hub_id(about.copied)]} if hub_id(about.copied) is not None else {}
+        front |= {"base_model": hub, **({"base_model_relation": "merge"} if copied is None else {})}
+    merge = ["merge", "mergekit", "heterosis", recipe.method.replace("_", "-")]
+    front["tags"] = merge if copied is None else ["heterosis"]
     front |= assessment.front
     if about.findings is not None and "test" in about.findings.answered:
         front["model-index"] = [{"name": about.name, "results": list(_model_index(about.findings))}]
