@@ -16,6 +16,7 @@ from heterosis.evaluation.panel import SPLITS, TaskOutcomes
 from heterosis.ledger import Proposal, Record
 from heterosis.ledger import lineage as lineage_module
 from heterosis.ledger.lineage import Lineage, StudyFacts
+from heterosis.ledger.merges import merges_of
 from heterosis.ledger.mirror import BackgroundMirror
 from heterosis.ledger.record import Measurement, sqlite_url
 from heterosis.ledger.results import numbers_told
@@ -501,6 +502,16 @@ def test_a_leader_that_answered_more_after_its_race_is_told_so(uri: str, migrate
     at_once = sqlite_url(Path(shutil.copy(migrated, tmp_path / "at_once.db")))
     Lineage(at_once, facts()).sync(records)
     assert View(at_once) == View(uri)
+
+
+def test_an_estimate_from_a_part_of_the_items_is_not_the_best_so_far() -> None:
+    search = searched()["search"]
+    whole = search.candidates[-1]
+    part = {"quiz": TaskOutcomes(np.array([1.0, np.nan]), np.ones(2))}
+    proposal = Proposal("c4", 2, whole.recipe, whole.genome, whole.genes)
+    raced = Measurement({"quiz": 1.9}, part, "weights of c4", whole.seconds, 1, race={"place": "open", "rungs": 1})
+    search.add(proposal, raced, 0.9)
+    assert [merge.best for merge in merges_of({"search": search}).values()][-2:] == [0.6, 0.6]
 
 
 def test_merges_that_no_search_moved_have_their_numbers_as_params(after_search: View) -> None:

@@ -281,7 +281,7 @@ def _start(base: Path, options: Mapping[str, Any], log: Path | None) -> Any:
     from vllm import LLM, EngineArgs
 
     known = {field.name for field in fields(EngineArgs)} | signature(LLM).parameters.keys()
-    for name in options.keys() - known:  # no other engine would take it either
+    for name in (each for each in options if each not in known):  # no other engine would take it either
         near = get_close_matches(name, known, 1)
         raise StudyError(f"engine.options: vLLM has no {name}{f'; did you mean {near[0]}?' if near else '.'}")
     try:
